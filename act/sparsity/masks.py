@@ -1,0 +1,80 @@
+"""N:M masks: at most `n` nonzeros in every group of `m` consecutive weights along K.
+
+K is the reduction axis of the GEMM a layer becomes: a weight `[out, ...]` is seen as `[out, K]` with K = in_features of
+a linear layer and K = in_channels * kh * kw of a convolution.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+_PATTERN = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+_COMPARE_UP_TO = 8  # pairwise comparison costs m - 1 passes per weight; above this a sort is cheaper
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """`"2:4"` -> `(2, 4)`. Raises ValueError unless it reads N:M with 1 <= N < M."""
+    match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"sparsity pattern {text!r} is not of the form 'N:M', for example '2:4'")
+    n, m = int(match[1]), int(match[2])
+    if not 1 <= n < m:
+        raise ValueError(f"sparsity pattern {text!r}: N:M needs 1 <= N < M (N kept of every M), for example '2:4'")
+    return n, m
+
+
+def grouped(weight: Tensor, m: int) -> Tensor:
+    """View `[out, ...]` as `[out, K // m, m]`. Raises ValueError if there are no two axes or m does not divide K."""
+    if weight.dim() < 2:
+        raise ValueError(f"N:M sparsity needs a weight of at least two axes, got shape {tuple(weight.shape)}")
+    k = weight[0].numel() if weight.shape[0] else 0
+    if m < 1 or k == 0 or k % m:
+        raise ValueError(f"weight of shape {tuple(weight.shape)}: K = {k} is not a positive multiple of {m}")
+    return weight.reshape(weight.shape[0], k // m, m)
+
+
+def _check_counts(n: int, m: int) -> None:
+    if not 1 <= n <= m:
+        raise ValueError(f"{n}:{m} is not an N:M pattern: 1 <= N <= M is needed")
+
+
+def nm_mask(score: Tensor, n: int, m: int) -> Tensor:
+    """Boolean mask, same shape as `score`, True for the `n` largest of every `m` consecutive entries along K.
+
+    Among equal scores the lower index is kept, so the mask is the same on every machine. NaN counts as +inf: it stays
+    in the weight, where it is seen. Exactly `n` entries of each group are True. Raises ValueError if m does not divide K.
+    """
+    _check_counts(n, m)
+    groups = grouped(score, m).detach()
+    if groups.is_floating_point():
+        groups = torch.nan_to_num(groups, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    if m > _COMPARE_UP_TO:
+        kept = groups.argsort(dim=-1, descending=True, stable=True)[..., :n]
+        mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True)
+        return mask.reshape(score.shape)
+    columns = [column.contiguous() for column in groups.unbind(-1)]
+    beaten = [torch.zeros_like(columns[0], dtype=torch.int8) for _ in range(m)]
+    for i in range(m):
+        for j in range(i + 1, m):
+            i_wins = columns[i] >= columns[j]
+            beaten[j] += i_wins
+            beaten[i] += ~i_wins
+    return torch.stack([losses < n for losses in beaten], dim=-1).reshape(score.shape)
+
+
+def nm_violations(weight: Tensor, n: int, m: int) -> int:
+    """Number of groups of `m` along K with more than `n` nonzeros (any dtype, int8 included); 0 means N:M holds."""
+    _check_counts(n, m)
+    return int(((grouped(weight, m) != 0).sum(dim=-1) > n).sum())
+
+
+def flip_rate(old: Tensor, new: Tensor) -> float:
+    """Share of mask entries that changed: SAD / numel, the sparse architecture divergence of arXiv 2102.04010."""
+    if old.shape != new.shape:
+        raise ValueError(f"masks of different shapes cannot be compared: {tuple(old.shape)} and {tuple(new.shape)}")
+    if old.numel() == 0:
+        raise ValueError("empty masks have no flip rate")
+    return float((old.bool() != new.bool()).sum()) / old.numel()
