@@ -1,0 +1,33 @@
+"""Every error the tool raises on purpose.
+
+ActError            exit code 1: something went wrong in a run; the folder can be resumed
+    InputError      exit code 2: a recipe, path, model or option is wrong; one line per problem
+    TrainingError   training cannot go on (NaN loss, a worker that died); names the last good checkpoint
+    ExportError     the exported file is not what was promised (no integer kernel ran, parity lost)
+"""
+
+from __future__ import annotations
+
+
+class ActError(Exception):
+    """A failure with a message meant for the user; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class InputError(ActError):
+    """Bad input. Each problem is one line: what is wrong, where, what is allowed, what to do."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | list[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class TrainingError(ActError):
+    """Training stopped before its end; the message says why and where the last good state lies."""
+
+
+class ExportError(ActError):
+    """An exported file failed the checks that every run makes on it."""

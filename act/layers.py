@@ -1,0 +1,122 @@
+"""Linear and convolution layers whose masks and quantisers are module state.
+
+The dense parameter keeps its name (`weight`), so a checkpoint of the base model still loads; a mask is the
+buffer `weight_mask`, quantisers are the children `weight_quantizer` and `input_quantizer`. Because they belong
+to the module they survive optimiser steps, averaging, deep copies, checkpoints and every later stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from act.edits import edit_op
+from act.errors import InputError
+from act.quant.fake_quant import FakeQuantize
+from act.sparsity.srste import SRSTE
+
+
+class _Compressed:
+    """State and weight of a compressed layer; mixed into nn.Linear and nn.Conv2d."""
+
+    weight: Tensor
+    weight_mask: Tensor | None
+    weight_quantizer: FakeQuantize | None
+    input_quantizer: FakeQuantize | None
+    straight_through: bool  # SR-STE: pruned weights keep receiving the gradient, and decay
+    sparse_decay: float
+
+    def effective_weight(self) -> Tensor:
+        """The weight the forward pass uses: masked, then fake-quantised. Same shape as `weight`."""
+        weight = self.weight
+        if self.weight_mask is not None:
+            if self.straight_through and self.weight.requires_grad:
+                weight = SRSTE.apply(weight, self.weight_mask, self.sparse_decay)
+            else:
+                weight = weight * self.weight_mask
+        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """The layer's input as its integer kernel will see it."""
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
+
+class CompressedLinear(_Compressed, nn.Linear):  # type: ignore[misc]
+    """nn.Linear with an optional N:M mask and optional quantisers. Input [..., in], output [..., out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.quantized_input(x), self.effective_weight(), self.bias)
+
+
+class CompressedConv2d(_Compressed, nn.Conv2d):  # type: ignore[misc]
+    """nn.Conv2d with an optional N:M mask and optional quantisers. Input [B, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(self.quantized_input(x), self.effective_weight(), self.bias)
+
+
+CompressedLayer = CompressedLinear | CompressedConv2d
+_SWAPS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: CompressedLinear, nn.Conv2d: CompressedConv2d}
+
+
+def compressible(module: nn.Module) -> bool:
+    """Whether the layer can be compressed: exactly nn.Linear or nn.Conv2d, or compressed already."""
+    return type(module) in _SWAPS or isinstance(module, _Compressed)
+
+
+def compress_layer(model: nn.Module, name: str) -> CompressedLayer:
+    """Make the layer called `name` a compressed layer (parameters untouched) and return it."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise InputError(f"{name}: the model has no such layer") from None
+    if isinstance(module, CompressedLinear | CompressedConv2d):
+        return module
+    if type(module) not in _SWAPS:
+        raise InputError(f"{name}: {type(module).__name__} cannot be compressed; only nn.Linear and nn.Conv2d can")
+    # Changing the class in place keeps parameters, hooks and every reference other modules hold to the layer.
+    module.__class__ = _SWAPS[type(module)]
+    module.register_buffer("weight_mask", None)
+    module.weight_quantizer = None
+    module.input_quantizer = None
+    module.straight_through = False  # type: ignore[assignment]
+    module.sparse_decay = 0.0  # type: ignore[assignment]
+    return module  # type: ignore[return-value]
+
+
+def compressed_layers(model: nn.Module) -> Iterable[tuple[str, CompressedLayer]]:
+    """(name, layer) of every compressed layer, in registration order."""
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLinear | CompressedConv2d):
+            yield name, module
+
+
+@edit_op("mask")
+def mask_layers(model: nn.Module, layers: list[str], pattern: str) -> None:
+    """Give each named layer an all-true mask buffer; the strategy fills it. `pattern` is kept for `verify`."""
+    for name in layers:
+        layer = compress_layer(model, name)
+        layer.weight_mask = torch.ones_like(layer.weight, dtype=torch.bool)
+
+
+@edit_op("quantize")
+def quantize_layers(model: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
+    """Give each named layer its quantisers.
+
+    A layer's entry holds `weight_bits`, `activation_bits` (0: the input stays in floating point), `learn` (fixed,
+    pact or lsq) and `signed` (whether the input takes negative values).
+    """
+    for name, spec in layers.items():
+        layer = compress_layer(model, name)
+        learn = str(spec.get("learn", "fixed"))
+        layer.weight_quantizer = FakeQuantize(
+            bits=int(spec["weight_bits"]), channels=layer.weight.shape[0], learn="lsq" if learn == "lsq" else "fixed"
+        )
+        if int(spec["activation_bits"]):
+            layer.input_quantizer = FakeQuantize(
+                bits=int(spec["activation_bits"]), signed=bool(spec.get("signed", True)), learn=learn
+            )

@@ -1,0 +1,138 @@
+"""Fake quantisation: round to the integer grid and back, with learned ranges.
+
+One grid everywhere: symmetric, zero point 0, one scale per tensor for activations and one per output channel
+for weights; the form that ONNX Runtime, OpenVINO and TensorRT all execute on integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LEARN = ("fixed", "pact", "lsq")
+_SMALLEST_SCALE = 1e-8
+
+
+class _FakeQuantizeTensor(torch.autograd.Function):
+    """Per-tensor fake quantisation whose gradient also reaches the scale.
+
+    `pact` (arXiv 1805.06085, made two-sided): the clip a = qmax * scale receives sum(g * sign(x)) over the clipped
+    values. `lsq` (arXiv 1902.08153): the scale receives sum(g * (round(x/s) - x/s)) inside and sum(g * q_limit)
+    outside, times 1 / sqrt(numel * qmax). Both follow from y and the mask alone:
+    inside, g*(y - x)/s; outside, g*y/s.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, learn: str) -> Tensor:  # noqa: D102
+        y, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(x, float(scale), 0, qmin, qmax)
+        ctx.learn, ctx.qmax = learn, qmax
+        # PACT needs only the output, which the following GEMM keeps anyway: no extra activation is stored.
+        ctx.save_for_backward(inside, scale, y, *((x,) if learn == "lsq" else ()))
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+        inside, scale, y, *rest = ctx.saved_tensors
+        grad_x = grad * inside
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            if ctx.learn == "lsq":
+                total = (grad * y).sum(dtype=torch.float32) - (grad_x * rest[0]).sum(dtype=torch.float32)
+                grad_scale = total / scale / (y.numel() * ctx.qmax) ** 0.5
+            else:
+                grad_scale = ((grad - grad_x) * y).sum(dtype=torch.float32) / scale
+            grad_scale = grad_scale.reshape(scale.shape)
+        return grad_x, grad_scale, None, None, None
+
+
+class _RoundClamp(torch.autograd.Function):
+    """LSQ per output channel, for weights; same gradients as `_FakeQuantizeTensor` summed per channel."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:  # noqa: D102
+        ratio = w / scale
+        code = ratio.round().clamp_(qmin, qmax)
+        ctx.save_for_backward(ratio, code)
+        ctx.limits = (qmin, qmax)
+        return code * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+        ratio, code = ctx.saved_tensors
+        qmin, qmax = ctx.limits
+        inside = (ratio >= qmin) & (ratio <= qmax)
+        per_value = torch.where(inside, code - ratio, code) * grad
+        dims = list(range(1, grad.dim()))
+        step = per_value.sum(dim=dims, keepdim=True) / (grad[0].numel() * qmax) ** 0.5
+        return grad * inside, step, None, None
+
+
+class FakeQuantize(nn.Module):
+    """Simulates an integer tensor of `bits` bits (2 to 8).
+
+    `channels`: None for one scale (activations), else the length of axis 0, one scale each (weights, whose range is
+    -qmax..qmax). `signed=False` promises a non-negative input, so that fewer bits are wasted below 8.
+    `learn`: fixed (a buffer), pact or lsq (a parameter). What is learned is the `scale` that is exported.
+    While `observer` is set the input passes unchanged and is only observed.
+    """
+
+    def __init__(self, bits: int, channels: int | None = None, signed: bool = True, learn: str = "fixed") -> None:
+        super().__init__()
+        if learn not in LEARN:
+            raise ValueError(f"learn={learn!r}; allowed: {', '.join(LEARN)}")
+        if not 2 <= bits <= 8:
+            raise ValueError(f"bits={bits}; allowed: 2 to 8")
+        self.bits, self.channels, self.signed, self.learn = bits, channels, signed, learn
+        start = torch.ones(channels if channels is not None else ())
+        if learn == "fixed":
+            self.register_buffer("scale", start)
+        else:
+            self.scale = nn.Parameter(start)
+        self.enabled = True
+        self.observer: Any = None
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else min(2**self.bits - 1, 127)
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer code; weights use the narrow range so that no code lacks its negative."""
+        if not self.signed:
+            return 0
+        return -self.qmax if self.channels is not None else -self.qmax - 1
+
+    def set_range(self, largest: Tensor) -> None:
+        """Set the scale so that `largest` (shape of `scale`, >= 0) becomes the largest code."""
+        with torch.no_grad():
+            self.scale.copy_((largest / self.qmax).clamp(min=_SMALLEST_SCALE))
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The int8 codes of `x` (same shape), as they are stored in an exported file."""
+        scale = self.scale.detach()
+        if self.channels is not None:
+            scale = scale.reshape(-1, *[1] * (x.dim() - 1))
+        return (x.detach() / scale).round().clamp(self.qmin, self.qmax).to(torch.int8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` rounded to the grid, same shape and dtype; gradients by the straight-through estimator."""
+        if self.observer is not None:
+            self.observer.update(x.detach())
+            return x
+        if not self.enabled:
+            return x
+        if self.channels is not None:
+            shape = (-1, *[1] * (x.dim() - 1))
+            return _RoundClamp.apply(x, self.scale.reshape(shape), self.qmin, self.qmax)  # type: ignore[no-any-return]
+        if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
+            return _FakeQuantizeTensor.apply(  # type: ignore[no-any-return]
+                x, self.scale, self.qmin, self.qmax, self.learn
+            )
+        scale = float(self.scale)
+        return torch.fake_quantize_per_tensor_affine(x, scale, 0, self.qmin, self.qmax)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, channels={self.channels}, signed={self.signed}, learn={self.learn}"
