@@ -26,6 +26,8 @@ class EventLog:
         self.main = main
         self.quiet = quiet
         self.started = time.monotonic()
+        if main and path is not None:
+            _end_last_line(path)
         # Messages go to stderr, so that a command's own output (JSON, a table) can be piped.
         self.console = Console(stderr=True, highlight=False) if sys.stderr.isatty() else None
 
@@ -33,7 +35,7 @@ class EventLog:
         if not self.main:
             return
         if self.path is not None:
-            record = {"time": round(time.time(), 3), "event": event}
+            record: dict[str, Any] = {"time": round(time.time(), 3), "event": event}
             if message:
                 record["message"] = message
             self._append(record | {key: _plain(value) for key, value in fields.items()})
@@ -54,6 +56,15 @@ class EventLog:
             return
         style = {"warning": "yellow", "error": "red", "stage": "bold cyan", "result": "bold green"}.get(event, "")
         self.console.print(Text.assemble((stamp, "dim"), " ", (message, style)))
+
+
+def _end_last_line(path: Path) -> None:
+    """Close a line that a kill cut short, so that the next event does not join it."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def _plain(value: Any) -> Any:
