@@ -11,11 +11,13 @@ from typing import Any
 import act
 
 PACKAGES = (
-    "torch torchvision timm accelerate hydra-core omegaconf onnx onnxscript onnxruntime safetensors numpy openvino tensorrt"
-).split()
+    *("torch", "torchvision", "timm", "accelerate", "hydra-core", "omegaconf", "onnx", "onnxscript", "onnxruntime"),
+    *("safetensors", "numpy", "openvino", "tensorrt"),
+)
 # The instruction sets that decide how fast integers and bf16 run.
 CPU_FLAGS = (
-    "avx2 avx512f avx512bw avx512_vnni avx_vnni avx512_bf16 amx_int8 amx_bf16 asimd asimddp i8mm bf16 sve neon".split()
+    *("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve", "neon"),
 )
 
 

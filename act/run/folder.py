@@ -58,7 +58,9 @@ class RunFolder:
             # The lock is on the open file, so it ends with the process however that ends; the file may stay.
             lock = (self.path / LOCK).open("a+")
         except OSError as error:
-            raise InputError(f"--dir: {self.path} cannot be written ({error.strerror}); choose another folder") from None
+            raise InputError(
+                f"--dir: {self.path} cannot be written ({error.strerror}); choose another folder"
+            ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

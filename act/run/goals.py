@@ -1,0 +1,100 @@
+"""The recipe's target against what was measured on the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from act.errors import InputError
+from act.recipe.schema import Recipe, TargetConfig
+
+EXIT_CODES = {"met": 0, "no_target": 0, "missed": 3}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One goal: its key in the recipe, its limit, what was measured, in words, and whether it is met."""
+
+    key: str
+    limit: float
+    measured: float
+    met: bool
+    text: str
+
+
+def has_target(target: TargetConfig) -> bool:
+    """Whether the recipe asks for anything at all."""
+    return any(
+        getattr(target, key) is not None for key in ("max_drop", "min_agreement", "latency_ms", "speedup", "bytes")
+    )
+
+
+def needs_timing(target: TargetConfig) -> bool:
+    """Whether a goal can only be judged by timing the exported file."""
+    return target.latency_ms is not None or target.speedup is not None
+
+
+def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool) -> None:
+    """InputError, before anything heavy runs, for every goal or check that this run could not measure."""
+    target, problems = recipe.target, []
+    if not has_val:
+        add = "name images in data.val (labels are needed for top-1 only)"
+        if target.max_drop is not None and not has_callback:
+            problems.append(f"target.max_drop: {target.max_drop} cannot be judged without a validation set; {add}")
+        if target.min_agreement is not None:
+            problems.append(
+                f"target.min_agreement: {target.min_agreement} cannot be judged without a validation set; {add}"
+            )
+        if recipe.train.origin_metric is not None and not has_callback:
+            problems.append(f"TrainConfig.origin_metric: cannot be checked without a validation set; {add}")
+    if needs_timing(target) and (target.backend, target.device) != ("onnxruntime", "cpu"):
+        problems.append(
+            f"target.backend: a run times its file with onnxruntime on cpu, not with {target.backend} on "
+            f"{target.device}; leave target.latency_ms and target.speedup out, or set backend and device so"
+        )
+    if problems:
+        raise InputError(problems)
+
+
+def judge(
+    target: TargetConfig, baseline: Mapping[str, Any], artifact: Mapping[str, Any], metric: str, mode: str = "max"
+) -> list[Goal]:
+    """Every goal of `target` against the exported file's report entry; `metric` is the figure that `max_drop` is in.
+
+    Latencies are medians in milliseconds per batch of `target.batch` images; accuracies are in percent. With
+    `mode` min, the metric is an error and a rise is what is lost.
+    """
+    goals: list[Goal] = []
+
+    def at_most(key: str, measured: float, text: str) -> None:
+        limit = getattr(target, key)
+        if limit is not None:
+            goals.append(Goal(key, float(limit), measured, measured <= limit, f"{text}; at most {limit:g}"))
+
+    def at_least(key: str, measured: float, text: str) -> None:
+        limit = getattr(target, key)
+        if limit is not None:
+            goals.append(Goal(key, float(limit), measured, measured >= limit, f"{text}; at least {limit:g}"))
+
+    if target.max_drop is not None:
+        before = float(baseline.get(metric, 100.0))  # the original agrees with itself on every image
+        drop = (before - float(artifact[metric])) * (1 if mode == "max" else -1)
+        at_most("max_drop", drop, f"{metric} {before:.2f} -> {artifact[metric]:.2f}, a loss of {drop:.2f}")
+    if target.min_agreement is not None:
+        at_least("min_agreement", float(artifact["agreement"]), f"agreement {artifact['agreement']:.2f} %")
+    if needs_timing(target):
+        at = f"onnxruntime, batch {target.batch}"
+        latency = float(artifact["latency"][target.backend][str(target.batch)]["median_ms"])
+        speedup = float(artifact["speedup"][target.backend][str(target.batch)])
+        at_most("latency_ms", latency, f"latency {latency:.2f} ms ({at})")
+        at_least("speedup", speedup, f"speed-up {speedup:.2f}x ({at})")
+    at_most("bytes", float(artifact["bytes"]), f"{artifact['bytes']:,} bytes")
+    return goals
+
+
+def status_of(goals: list[Goal]) -> str:
+    """`met`, `missed` or `no_target`."""
+    if not goals:
+        return "no_target"
+    return "met" if all(goal.met for goal in goals) else "missed"
