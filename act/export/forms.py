@@ -1,0 +1,174 @@
+"""What each compressed layer becomes in an exported graph.
+
+The export copy of a model has these modules in place of compressed layers and fake quantisers. Their buffers are
+the initialisers of the file (`<layer>.weight_int8`, `<layer>.weight_scale`, `<layer>.input_quantizer.scale`), so a
+file can be mapped back to the model by name. Q and DQ are emitted as ONNX operators directly; no exporter
+translation and no graph pattern stands between the module's scale and the file's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from act.errors import ExportError
+from act.layers import CompressedConv2d, CompressedLayer, CompressedLinear
+from act.quant.fake_quant import FakeQuantize
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        "QuantizeLinear", (x, scale, zero), attrs={"axis": axis}, dtype=torch.int8, shape=x.shape
+    )
+
+
+def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (codes, scale, zero), attrs={"axis": axis}, dtype=scale.dtype, shape=codes.shape
+    )
+
+
+def _check_ready(quantizer: FakeQuantize, name: str) -> None:
+    scale = quantizer.scale.detach()
+    if quantizer.observer is not None:
+        raise ExportError(f"{name}: still being calibrated; finish the calibration before exporting")
+    if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
+        raise ExportError(f"{name}: its scale must be finite and > 0, found {scale.min():g} to {scale.max():g}")
+
+
+class QuantizeDequantize(nn.Module):
+    """A fake quantiser of an activation as QuantizeLinear and DequantizeLinear; same shape and dtype.
+
+    QuantizeLinear saturates at -128 and 127. A narrower range (fewer bits, or a non-negative input) needs a Clip
+    before it, left out where the range is int8's own.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: FakeQuantize, name: str) -> None:
+        super().__init__()
+        if quantizer.channels is not None:
+            raise ExportError(f"{name}: a per-channel quantiser outside a layer's weight cannot be exported")
+        _check_ready(quantizer, name)
+        scale = quantizer.scale.detach().clone()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
+        self.low = None if quantizer.qmin == -128 else quantizer.qmin * float(scale)
+        self.high = None if quantizer.qmax == 127 else quantizer.qmax * float(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.low is not None or self.high is not None:
+            x = torch.clamp(x, self.low, self.high)
+        return _dequantize(_quantize(x, self.scale, self.zero_point, 0), self.scale, self.zero_point, 0)
+
+
+class _Form(nn.Module):
+    """Weight and input of an exported layer. `axis` is the output-channel axis of the stored weight."""
+
+    weight_int8: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    weight_float: Tensor
+
+    def __init__(self, layer: CompressedLayer, name: str, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.bias = layer.bias
+        quantizer = layer.weight_quantizer
+        weight = layer.weight.detach()
+        if layer.weight_mask is not None:
+            weight = weight * layer.weight_mask
+        self.quantized = quantizer is not None and quantizer.enabled
+        if quantizer is None or not self.quantized:
+            self.register_buffer("weight_float", self._stored(weight))
+        else:
+            _check_ready(quantizer, f"{name}.weight_quantizer")
+            scale = quantizer.scale.detach().clone()
+            self.register_buffer("weight_int8", self._stored(quantizer.codes(weight)))
+            self.register_buffer("weight_scale", scale)
+            self.register_buffer("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int8))
+        self.input_quantizer: nn.Module | None = None
+        if layer.input_quantizer is not None and layer.input_quantizer.enabled:
+            self.input_quantizer = QuantizeDequantize(layer.input_quantizer, f"{name}.input_quantizer")
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return weight.clone()
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The (dequantised) input and weight that the float operator multiplies."""
+        x = x if self.input_quantizer is None else self.input_quantizer(x)
+        if not self.quantized:
+            return x, self.weight_float
+        return x, _dequantize(self.weight_int8, self.weight_scale, self.weight_zero_point, self.axis)
+
+
+class ExportedLinear(_Form):
+    """Linear as MatMul and Add with the weight stored [in, out].
+
+    DequantizeLinear feeds the MatMul directly, since a Transpose between the two keeps ONNX Runtime from fusing
+    them. A two-dimensional input goes through a leading axis of 1: MatMul and Add of matrices would be merged
+    into a Gemm first, which runs on integers only with an integer bias.
+    """
+
+    def __init__(self, layer: CompressedLinear, name: str) -> None:
+        super().__init__(layer, name, axis=1)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return weight.t().contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = self._operands(x)
+        flat = x.dim() == 2
+        y = torch.matmul(x.unsqueeze(0) if flat else x, weight)
+        y = y.squeeze(0) if flat else y
+        return y if self.bias is None else y + self.bias
+
+
+class ExportedConv2d(_Form):
+    """Convolution with the weight stored as in torch, [out, in / groups, kh, kw]."""
+
+    def __init__(self, layer: CompressedConv2d, name: str) -> None:
+        super().__init__(layer, name, axis=0)
+        if layer.padding_mode != "zeros":
+            raise ExportError(f"{name}: padding_mode {layer.padding_mode!r} cannot be exported; allowed: zeros")
+        self.stride, self.padding = layer.stride, layer.padding
+        self.dilation, self.groups = layer.dilation, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = self._operands(x)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def to_export_forms(model: nn.Module) -> list[str]:
+    """Replace, in place, every compressed layer and every remaining fake quantiser; return the layers' names."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, CompressedLinear | CompressedConv2d)]
+    forms: dict[int, nn.Module] = {}
+    for name, layer in layers:
+        forms[id(layer)] = (
+            ExportedLinear(layer, name) if isinstance(layer, CompressedLinear) else ExportedConv2d(layer, name)
+        )
+    _replace(model, forms)
+    quantizers = [(n, m) for n, m in model.named_modules() if isinstance(m, FakeQuantize)]
+    _replace(model, {id(m): QuantizeDequantize(m, n) if m.enabled else nn.Identity() for n, m in quantizers})
+    return [name for name, _ in layers]
+
+
+def form_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and scales of the export forms in `model` by name; zero points, being shared, are left out."""
+    return {
+        f"{name}.{key}": buffer
+        for name, module in model.named_modules()
+        if isinstance(module, _Form | QuantizeDequantize)
+        for key, buffer in module.named_buffers(recurse=False)
+        if not key.endswith("zero_point")
+    }
+
+
+def _replace(model: nn.Module, new: dict[int, nn.Module]) -> None:
+    """Put `new[id(module)]` wherever `module` is a child; a module with two parents stays one module."""
+    for parent in list(model.modules()):
+        for child_name, child in list(parent._modules.items()):
+            if id(child) in new:
+                parent._modules[child_name] = new[id(child)]

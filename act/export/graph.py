@@ -1,0 +1,164 @@
+"""What is done to the exporter's graph before it is written: names, sharing of Q/DQ pairs, metadata.
+
+Afterwards each initialiser and node is called after the layer it comes from, so that a census, a profile or
+`verify` can speak of layers, and the file holds no source paths of the machine that wrote it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from torch import Tensor
+
+from act.errors import ExportError
+
+ALIASES = "vitcompress.aliases"  # metadata key: JSON of initialisers that were merged into an equal one
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NON_NEGATIVE = frozenset({"Softmax", "Relu", "Sigmoid", "HardSigmoid", "Abs"})
+
+
+def finish_graph(model: onnx.ModelProto, prefix: str, buffers: Mapping[str, Tensor]) -> None:
+    """Tidy `model` in place.
+
+    `prefix` is what the exporting wrapper put before every name; `buffers` are those of the export forms by name,
+    each of which must be in the graph: ExportError for a layer that the traced forward did not use.
+    """
+    graph = model.graph
+    _rename_values(graph, {name: name.removeprefix(prefix) for name in _initializer_names(graph)})
+    _name_nodes(graph, prefix)
+    _drop_needless_clips(graph)
+    _share_zero_points(graph)
+    _share_pairs(graph)
+    _drop_unused_initializers(graph)
+    aliases = _find_aliases(graph, buffers)
+    _clear_metadata(model)
+    if aliases:
+        model.metadata_props.add(key=ALIASES, value=json.dumps(aliases, sort_keys=True))
+
+
+def _initializer_names(graph: onnx.GraphProto) -> list[str]:
+    return [tensor.name for tensor in graph.initializer]
+
+
+def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values throughout the graph; graph inputs and outputs keep their names."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+
+
+def _name_nodes(graph: onnx.GraphProto, prefix: str) -> None:
+    """Call each node `<module path>/<operator>`, numbered where a module has several of one kind."""
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        props = {prop.key: prop.value for prop in node.metadata_props}
+        try:
+            scopes = ast.literal_eval(props.get(_SCOPES, "[]"))
+        except (ValueError, SyntaxError):
+            scopes = []
+        # The last scope is the traced call itself, the one before it the innermost module.
+        path = scopes[-2] if len(scopes) > 1 else ""
+        path = "" if path + "." == prefix or path.startswith("_empty_nn_module_stack") else path.removeprefix(prefix)
+        name = f"{path}/{node.op_type}" if path else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def _drop_needless_clips(graph: onnx.GraphProto) -> None:
+    """Remove a Clip at 0 from below (a non-negative quantiser's) where the operator before it cannot go below."""
+    producers = {output: node for node in graph.node for output in node.output}
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    renames = {}
+    for node in list(graph.node):
+        if node.op_type != "Clip" or len([name for name in node.input if name]) != 2 or not node.input[1]:
+            continue
+        low, source = values.get(node.input[1]), producers.get(node.input[0])
+        at_zero = low is not None and float(numpy_helper.to_array(low)) == 0.0
+        if at_zero and source is not None and source.op_type in _NON_NEGATIVE:
+            renames[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+    _rename_values(graph, renames)
+
+
+def _share_zero_points(graph: onnx.GraphProto) -> None:
+    """Use one zero-point initialiser per shape, under a name that belongs to no layer."""
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    renames, shared = {}, {}
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        tensor = values[node.input[2]]
+        name = "_".join(["zero_point", *map(str, tensor.dims)])
+        if name not in shared:
+            shared[name] = numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.int8), name)
+        renames[tensor.name] = name
+    _rename_inputs_of_pairs(graph, renames)
+    graph.initializer.extend(shared.values())
+
+
+def _rename_inputs_of_pairs(graph: onnx.GraphProto, renames: Mapping[str, str]) -> None:
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
+            node.input[2] = renames.get(node.input[2], node.input[2])
+
+
+def _share_pairs(graph: onnx.GraphProto) -> None:
+    """Let consumers of one tensor that quantise it with one scale share the Q/DQ pair."""
+    values = {tensor.name: tensor.raw_data or tensor.SerializeToString() for tensor in graph.initializer}
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        first: dict[tuple[object, ...], str] = {}
+        renames = {}
+        for node in list(graph.node):
+            if node.op_type != op_type or node.input[0] in values:
+                continue
+            key = (node.input[0], values[node.input[1]], node.input[2])
+            if key in first:
+                renames[node.output[0]] = first[key]
+                graph.node.remove(node)
+            else:
+                first[key] = node.output[0]
+        _rename_values(graph, renames)
+
+
+def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _find_aliases(graph: onnx.GraphProto, buffers: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each buffer missing under its own name, the equal initialiser that the exporter merged it into."""
+    present = {tensor.name: tensor for tensor in graph.initializer}
+    aliases = {}
+    for name, buffer in buffers.items():
+        if name in present:
+            continue
+        array = buffer.numpy()
+        equal: Callable[[onnx.TensorProto], bool] = lambda tensor, array=array: (  # type: ignore[misc]  # noqa: E731
+            tuple(tensor.dims) == array.shape and numpy_helper.to_array(tensor).tobytes() == array.tobytes()
+        )
+        found = next((tensor.name for tensor in graph.initializer if equal(tensor)), None)
+        if found is None:
+            raise ExportError(
+                f"{name}: not in the traced graph, since the model's forward does not call this layer; "
+                "leave the layer out of the compression (skip)"
+            )
+        aliases[name] = found
+    return aliases
+
+
+def _clear_metadata(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: stack traces with absolute paths, about a sixth of a small int8 file."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
