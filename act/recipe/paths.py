@@ -1,0 +1,83 @@
+"""Where recipes, config groups and embedded assets lie: inside the installed package, or at the repository's root."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from act.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+BUILTIN = "builtin:"
+
+
+def configs_dir() -> Path:
+    """The folder of config groups, one sub-folder per section."""
+    return _shipped("configs")
+
+
+def recipes_dir() -> Path:
+    """The folder of complete recipes that come with the package."""
+    return _shipped("recipes")
+
+
+def assets_dir() -> Path:
+    """The folder of embedded data and checkpoints."""
+    return _PACKAGE / "assets"
+
+
+def list_recipes() -> list[Path]:
+    """The shipped recipes, by name."""
+    return sorted(recipes_dir().glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe given by path, or by the bare name of a shipped one.
+
+    Raises:
+        InputError: no such file, or a folder.
+    """
+    path = Path(name)
+    if path.is_dir() and str(name) not in {shipped.stem for shipped in list_recipes()}:
+        raise InputError(f"{name}: a folder; a recipe is one YAML file")
+    if path.is_file():
+        return path
+    if len(path.parts) == 1:
+        for candidate in (recipes_dir() / path.name, recipes_dir() / f"{path.name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    shipped = [recipe.stem for recipe in list_recipes()]
+    near = get_close_matches(path.stem, shipped, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"{name}: no such recipe file{hint}; shipped recipes: {', '.join(shipped) or 'none'}")
+
+
+def asset(name: str) -> Path:
+    """The path of `builtin:NAME` (the prefix may be left out); NAME may go on into a tar, as in `digits.tar/train`.
+
+    Raises:
+        InputError: no such asset, or a name that leaves the asset folder.
+    """
+    inner = Path(name.removeprefix(BUILTIN))
+    if inner.is_absolute() or ".." in inner.parts or not inner.parts:
+        raise InputError(f"{name}: not the name of an embedded asset; known: {', '.join(_asset_names())}")
+    path = assets_dir() / inner
+    if not exists(path):
+        near = get_close_matches(inner.parts[0], _asset_names(), n=1)
+        hint = f" (did you mean {BUILTIN}{near[0]}?)" if near else ""
+        raise InputError(f"{name}: no such embedded asset{hint}; known: {', '.join(_asset_names())}")
+    return path
+
+
+def exists(path: Path) -> bool:
+    """Whether `path` is there, or lies inside a tar that is (which folders a tar holds is not looked at)."""
+    return path.exists() or any(parent.suffix == ".tar" and parent.is_file() for parent in path.parents)
+
+
+def _asset_names() -> list[str]:
+    return sorted(path.name for path in assets_dir().glob("*") if path.suffix in (".tar", ".safetensors"))
+
+
+def _shipped(folder: str) -> Path:
+    inside = _PACKAGE / folder
+    return inside if inside.is_dir() else _PACKAGE.parent / folder

@@ -1,0 +1,122 @@
+"""Files that a recipe points at: found at load time, so that a missing one is an error before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from act.errors import InputError
+from act.recipe.coerce import Problems
+from act.recipe.paths import BUILTIN, asset, assets_dir, exists
+from act.recipe.schema import DataConfig, ModelConfig, Recipe
+
+_DATA_PATHS = ("train", "val", "calibration", "class_map")
+
+
+def resolve_references(recipe: Recipe, folder: Path, problems: Problems) -> None:
+    """Make every path of the recipe absolute, in place; a missing one is reported.
+
+    A relative path is looked up beside the recipe first, then in the current folder. `builtin:` data stay as they
+    are (the data reader knows them), a `builtin:` checkpoint becomes its path.
+    """
+    for name in _DATA_PATHS:
+        value = getattr(recipe.data, name)
+        if value is not None:
+            setattr(recipe.data, name, _data(value, f"data.{name}", folder, problems))
+    if recipe.data.class_map is not None and Path(recipe.data.class_map).is_dir():
+        problems.add("data.class_map", f"{recipe.data.class_map}: a folder; allowed: a text file, one class per line")
+    for key, model in model_configs(recipe):
+        if model.checkpoint is not None:
+            model.checkpoint = _checkpoint(model.checkpoint, f"{key}.checkpoint", folder, problems)
+
+
+def model_configs(recipe: Recipe) -> Iterator[tuple[str, ModelConfig]]:
+    """(dotted key, config) of every model the recipe names: its own, and teachers inside strategies."""
+    yield "model", recipe.model
+    for name, config in recipe.strategies.items():
+        yield from _nested_models(config, name)
+
+
+def portable(location: str) -> str:
+    """`location` as it may be shown to others: an embedded asset by its name, a local path by its last part."""
+    path = Path(location)
+    if path.is_absolute():
+        return _as_builtin(path) or path.name
+    return location
+
+
+def as_written(location: str) -> str:
+    """`location` as a recipe writes it: an embedded asset by its name, anything else unchanged."""
+    path = Path(location)
+    return (_as_builtin(path) if path.is_absolute() else None) or location
+
+
+def _as_builtin(path: Path) -> str | None:
+    return BUILTIN + path.relative_to(assets_dir()).as_posix() if path.is_relative_to(assets_dir()) else None
+
+
+def _data(value: str, key: str, folder: Path, problems: Problems) -> str:
+    if value.startswith("hfds/"):
+        return value
+    if value.startswith("wds/"):
+        pattern = Path(value.removeprefix("wds/")).expanduser()
+        beside = folder.resolve() / pattern
+        return f"wds/{beside}" if beside.exists() or any(_glob(folder.resolve(), pattern)) else value
+    if value.startswith(BUILTIN):
+        _asset(value, key, problems)
+        return value
+    return _found(value, key, folder, problems)
+
+
+def _checkpoint(value: str, key: str, folder: Path, problems: Problems) -> str:
+    if value.startswith(BUILTIN):
+        return _asset(value, key, problems)
+    path = _found(value, key, folder, problems)
+    if Path(path).is_dir():
+        problems.add(key, f"{value}: a folder; allowed: a .safetensors file, or a torch file")
+    return path
+
+
+def _asset(value: str, key: str, problems: Problems) -> str:
+    try:
+        return str(asset(value))
+    except InputError as error:
+        problems.add(key, str(error))
+        return value
+
+
+def _found(value: str, key: str, folder: Path, problems: Problems) -> str:
+    try:
+        path = Path(value).expanduser()
+        candidates = dict.fromkeys(((folder / path).resolve(), path.resolve()))
+        for candidate in candidates:
+            if value.strip() and exists(candidate):
+                return str(candidate)
+    except (OSError, RuntimeError, ValueError):  # names the file system refuses: too long, unknown ~user, NUL
+        problems.add(key, f"{value[:60]!r} cannot be a path")
+        return value
+    looked = " or ".join(str(candidate.parent) for candidate in candidates)
+    problems.add(key, f"{value}: no such file or folder (looked in {looked}); relative paths start at the recipe")
+    return value
+
+
+def _glob(folder: Path, pattern: Path) -> Iterator[Path]:
+    return iter(()) if pattern.is_absolute() else folder.glob(str(pattern))
+
+
+def _nested_models(value: Any, key: str) -> Iterator[tuple[str, ModelConfig]]:
+    if isinstance(value, ModelConfig):
+        yield key, value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _nested_models(getattr(value, field.name), f"{key}.{field.name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nested_models(item, f"{key}[{index}]")
+
+
+def data_paths(data: DataConfig) -> dict[str, str]:
+    """The locations a data section names, by field."""
+    return {name: getattr(data, name) for name in _DATA_PATHS if getattr(data, name) is not None}
