@@ -55,32 +55,25 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def measure_baseline(
-    model: nn.Module, folder: Path, key: str, ctx: Context, metric: Any = None
-) -> tuple[Baseline, bool]:
-    """Measure the original, or load what was measured before under the same `key`; the flag tells which.
-
-    `metric(model) -> float` is a caller's own metric, measured besides top-1. The validation set is read once.
-    """
+def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context) -> Baseline:
+    """Measure the original, or load what was measured before under the same `key`."""
     onnx, saved = folder / "model_fp32.onnx", folder / "predictions.npy"
     done = open_stage(folder, key)
     if done is not None and onnx.is_file():
         predictions = np.load(saved, allow_pickle=False) if done["predictions"] else None
-        return Baseline(done["figures"], predictions, onnx), True
+        return Baseline(done["figures"], predictions, onnx)
     figures: dict[str, Any] = {}
     predictions = None
     if ctx.data is not None and ctx.data.has_val:
         scored = evaluate(model, ctx.data.val(ctx.recipe.data.batch_size))
         predictions = scored["predictions"]
-        figures |= {name: scored[name] for name in ("images", "top1") if name in scored}
+        figures |= {name: scored[name] for name in ("images", "top1", "order") if name in scored}
         with replacing(saved) as temporary:
             np.save(temporary, predictions)
-    if metric is not None:
-        figures["metric"] = float(metric(model))
     figures |= {"params": count_params(model), "macs": count_macs(model, ctx.input_size)}
     figures["bytes"] = _export(model, onnx, ctx)
     write_json(folder / "done.json", {"key": key, "figures": figures, "predictions": predictions is not None})
-    return Baseline(figures, predictions, onnx), False
+    return Baseline(figures, predictions, onnx)
 
 
 def _export(model: nn.Module, path: Path, ctx: Context) -> int:

@@ -12,21 +12,16 @@ COLOURS = ("#1a5fb4", "#c64600", "#26a269", "#813d9c", "#a51d2d", "#986a44")
 
 
 def loss_series(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """(step, value) by stage and loss term, from events that carry a `step` and a mapping `losses` or a `loss`."""
+    """(step, value) by stage and loss term, from events that carry `stage`, `step` and `losses`."""
     found: dict[str, dict[str, dict[float, float]]] = {}
-    stage = "training"
     for event in events:
-        if event.get("event") == "stage":
-            stage = str(event.get("name", stage))
-        if event.get("event") == "run":  # a continued run logs its steps again from where it took them up
-            stage = "training"
-        terms = dict(event.get("losses") or {})
-        if "loss" in event:
-            terms["loss"] = event["loss"]
-        step = event.get("step")
+        step, terms = event.get("step"), dict(event.get("losses") or {})
+        if len(terms) > 1 and "loss" in event:
+            terms = {"total": event["loss"]} | terms
         for name, value in terms.items():
             if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
-                found.setdefault(stage, {}).setdefault(name, {})[step] = float(value)
+                # By step, since a run that was resumed logs the steps after its last checkpoint again.
+                found.setdefault(str(event.get("stage", "training")), {}).setdefault(name, {})[step] = float(value)
     return {key: {name: sorted(line.items()) for name, line in lines.items()} for key, lines in found.items()}
 
 

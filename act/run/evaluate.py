@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +27,18 @@ def evaluate(
 
     Returns `images`, `predictions` (int64 [images], in the order of the stream), `top1` in percent when every
     batch has labels, and `agreement` in percent of `reference_predictions` (same order) when those are given.
-    Only one batch is in memory at a time.
+    `order` is a SHA-256 over the first image of every batch: it tells whether two passes saw the same stream. Only
+    one batch is in memory at a time.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     training = model.training
     model.eval()
     predictions: list[Predictions] = []
-    correct, labelled = 0, True
+    correct, labelled, order = 0, True, hashlib.sha256()
     try:
         with torch.inference_mode():
             for batch in batches:
+                order.update(batch.images[:1].contiguous().numpy(force=True).data)
                 found = logits(model(batch.images.to(device))).argmax(dim=-1).cpu()
                 predictions.append(found.numpy().astype(np.int64))
                 if batch.labels is None:
@@ -47,7 +50,8 @@ def evaluate(
     if not predictions:
         raise InputError("data.val: it has no images; name a folder with images or leave data.val out")
     joined = np.concatenate(predictions)
-    return summarize(joined, correct if labelled else None, reference_predictions)
+    scored = summarize(joined, correct if labelled else None, reference_predictions)
+    return scored | {"order": order.hexdigest()}
 
 
 def summarize(predictions: Predictions, correct: int | None, reference: Predictions | None) -> dict[str, Any]:

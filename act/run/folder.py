@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from act.errors import InputError
+from act.recipe.dump import recipe_to_dict
 from act.run.atomic import write_json, write_text
 from act.run.environment import describe
-from act.run.keys import plain
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
 
 LOCK = ".lock"
 SETTINGS = "settings.json"
+NO_MATTER = ("name", "description", "results")
 
 
 class RunFolder:
@@ -128,7 +129,7 @@ def open_stage(folder: Path, key: str) -> dict[str, Any] | None:
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """The settings that make two recipes different: everything but name, description and measured results."""
-    return {key: value for key, value in plain(recipe).items() if key not in ("name", "description", "results")}
+    return {key: value for key, value in recipe_to_dict(recipe).items() if key not in NO_MATTER}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 5) -> str:
@@ -141,8 +142,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 5) 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
-        if key == "":  # the class's name, of use in hashes only
-            continue
         if isinstance(item, Mapping) and item:
             yield from _flat(item, f"{prefix}{key}.")
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from act.errors import InputError
 from act.recipe.schema import Recipe, TargetConfig
 
+FORMATS = ("onnx",)
 EXIT_CODES = {"met": 0, "no_target": 0, "missed": 3}
 
 
@@ -38,6 +39,11 @@ def needs_timing(target: TargetConfig) -> bool:
 def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool) -> None:
     """InputError, before anything heavy runs, for every goal or check that this run could not measure."""
     target, problems = recipe.target, []
+    others = [name for name in recipe.export.formats if name not in FORMATS]
+    if others or not recipe.export.formats:
+        problems.append(
+            f"export.formats: {', '.join(others) or 'empty'}; a run writes and verifies {', '.join(FORMATS)}"
+        )
     if not has_val:
         add = "name images in data.val (labels are needed for top-1 only)"
         if target.max_drop is not None and not has_callback:

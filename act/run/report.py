@@ -1,0 +1,80 @@
+"""report.json (schema 1) and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from act.recipe.load import dump_recipe, recipe_hash
+from act.run.atomic import write_json, write_text
+from act.run.environment import describe
+from act.run.folder import RunFolder
+from act.run.goals import Goal, status_of
+from act.run.html import render
+from act.run.log import read_events
+
+if TYPE_CHECKING:
+    from act.data.bundle import DataBundle
+    from act.recipe.schema import Recipe
+
+SCHEMA = 1
+INTERNAL = ("order", "images")  # figures that serve the run itself
+
+
+def build_report(
+    recipe: Recipe,
+    data: DataBundle | None,
+    baseline: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    artifacts: Sequence[Mapping[str, Any]],
+    goals: list[Goal],
+) -> dict[str, Any]:
+    """The report as plain JSON.
+
+    `agreement` is always with the original's predictions, `agreement_torch` of a file that with the torch model it
+    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch.
+    """
+    return {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "status": status_of(goals),
+        "goals": [asdict(goal) for goal in goals],
+        "recipe_hash": recipe_hash(recipe),
+        "environment": describe(),
+        "data": {
+            "fingerprint": data.fingerprint() if data is not None else None,
+            "train_images": data.train_images if data is not None else 0,
+            "val_images": data.val_images if data is not None else 0,
+            "skipped": data.skipped if data is not None else [],
+        },
+        "baseline": {key: value for key, value in baseline.items() if key not in INTERNAL},
+        "stages": [dict(stage) for stage in stages],
+        "artifacts": [dict(artifact) for artifact in artifacts],
+    }
+
+
+def write_report(folder: RunFolder, recipe: Recipe, report: dict[str, Any]) -> None:
+    """Write both files; the JSON last, since it is what says that the run is complete."""
+    write_text(folder.path / "report.html", render(report, dump_recipe(recipe), read_events(folder.events)))
+    write_json(folder.path / "report.json", report)
+
+
+def read_report(folder: RunFolder) -> dict[str, Any] | None:
+    """The folder's report, None when there is none that can be read."""
+    try:
+        found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
+
+
+def measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe keeps of its report: figures of the original and of each file, without machine-bound paths."""
+    keep = ("top1", "agreement", "agreement_torch", "bytes", "sha256", "speedup", "latency", "format")
+    base = {key: report["baseline"][key] for key in ("top1", "params", "macs", "bytes") if key in report["baseline"]}
+    files = [{key: item[key] for key in keep if key in item} for item in report["artifacts"]]
+    stages = [{key: stage[key] for key in ("name", "top1", "agreement", "seconds") if key in stage} for stage in report["stages"]]
+    environment = {key: report["environment"][key] for key in ("vitcompress", "cpu")}
+    return {"status": report["status"], "baseline": base, "stages": stages, "artifacts": files, "environment": environment}

@@ -1,0 +1,187 @@
+"""A run from recipe to report; see `run`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from act.context import Context
+from act.data.bundle import DataBundle
+from act.data.preprocess import Preprocess, resolve_preprocess
+from act.errors import ActError, InputError
+from act.models import load_model, logits
+from act.plan import Stage, build_stages
+from act.recipe.load import dump_recipe, recipe_hash
+from act.run.baseline import Baseline, measure_baseline
+from act.run.deliver import deliver, delivered_before
+from act.run.folder import RunFolder
+from act.run.goals import EXIT_CODES, check_measurable, judge, status_of
+from act.run.keys import chain_key, weights_hash
+from act.run.log import EventLog
+from act.run.metrics import Callback, Scorer
+from act.run.ranks import is_main, main_first, state, wait
+from act.run.report import build_report, read_report, write_report
+from act.run.result import RunResult
+from act.run.source import source_of
+from act.run.stages import Session, run_stages
+
+if TYPE_CHECKING:
+    from act.recipe.schema import Recipe
+
+
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    model: nn.Module | None = None,
+    data: DataBundle | None = None,
+    eval_callback: Callback | None = None,
+    force: bool = False,
+) -> RunResult:
+    """Compress, export, verify and report; results go to `folder`, where an interrupted run is continued.
+
+    `model` (left unchanged) and `data` take the place of the recipe's; `eval_callback(model) -> float` is the
+    caller's own metric, which goals then go by. `force` takes over a folder of another recipe.
+
+    Raises:
+        InputError: the recipe, the model, the data or the folder cannot be used.
+        ActError: something promised does not hold, training diverged, or the exported file is wrong.
+    """
+    target = RunFolder(folder)
+    with target.locked() if is_main() else nullcontext():
+        original = _frozen(model, recipe)
+        preprocess = resolve_preprocess(original, recipe.data)
+        data = data if data is not None else _data(recipe, preprocess)
+        stages = build_stages(recipe)
+        check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
+        ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
+        _check_head(original, ctx)
+        main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
+        ctx.log = EventLog(target.events, main=is_main())
+        try:
+            return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(stages)
+        except BaseException as error:
+            ctx.log("error", type=type(error).__name__, text=str(error))
+            raise
+
+
+@dataclasses.dataclass
+class _Run:
+    recipe: Recipe
+    folder: RunFolder
+    ctx: Context
+    original: nn.Module
+    own_model: bool
+    preprocess: Preprocess
+    callback: Callback | None
+
+    def result(self, stages: list[Stage]) -> RunResult:
+        """Everything after the checks of the input."""
+        recipe, ctx, folder = self.recipe, self.ctx, self.folder
+        ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=[s.name for s in stages])
+        for note in ctx.data.notes if ctx.data is not None else []:
+            ctx.log("warning", note)
+        weights = weights_hash(self.original)
+        fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
+        baseline, scorer = self.baseline(weights, fingerprint)
+        source = source_of(self.original, recipe.model, self.own_model)
+        session = Session(folder, ctx, self.original, source, baseline, scorer)
+        base_key = chain_key(weights, fingerprint, self.preprocess, recipe.seed)
+        model, records, key = run_stages(session, stages, base_key)
+        key = chain_key(key, recipe.export, recipe.target, scorer.name if self.callback is not None else None)
+        report = read_report(folder)
+        if report is None or not delivered_before(folder, key):
+            wait()
+            if is_main():
+                report = self.deliver(session, model, stages, records, key)
+            wait()
+            report = read_report(folder) if report is None else report
+        else:
+            ctx.log("run", "finished before, nothing to do")
+        assert report is not None
+        status = str(report["status"])
+        ctx.log("result", f"{status}: {folder.path / 'report.html'}", status=status)
+        return RunResult(status, EXIT_CODES[status], folder.path, report)
+
+    def baseline(self, weights: str, fingerprint: str | None) -> tuple[Baseline, Scorer]:
+        """The original's figures, checked against what the recipe says they must be."""
+        ctx, train = self.ctx, self.recipe.train
+        key = chain_key(weights, fingerprint, self.preprocess, ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
+        scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
+        baseline = main_first(lambda: measure_baseline(self.original, self.folder.baseline, key, ctx))
+        if self.callback is not None:
+            own = {scorer.name: scorer.own(self.original)}
+            baseline = dataclasses.replace(baseline, figures=baseline.figures | own)
+        name = scorer.main_metric(train)
+        value = baseline.figures.get(name)
+        if train.origin_metric is not None:
+            if value is None:
+                raise InputError(f"TrainConfig.origin_metric: the original has no {name} here; it needs labels in data.val")
+            if abs(value - train.origin_metric) > train.origin_tolerance:
+                raise InputError(
+                    f"TrainConfig.origin_metric: the original scores {name} {value:.2f}, not {train.origin_metric:g} "
+                    f"(+-{train.origin_tolerance:g}); check model.checkpoint, data.class_map and the preprocessing in data"
+                )
+        shown = "" if value is None else f"{name} {value:.2f}, "
+        figures = baseline.figures
+        ctx.log(
+            "baseline",
+            f"original: {shown}{figures['params'] / 1e6:.2f} M parameters, {figures['macs'] / 1e6:.0f} M MACs, "
+            f"{figures['bytes'] / 1e6:.2f} MB as ONNX",
+            **figures,
+        )
+        return baseline, scorer
+
+    def deliver(
+        self, session: Session, model: nn.Module, stages: list[Stage], records: list[dict[str, Any]], key: str
+    ) -> dict[str, Any]:
+        """Export, check, time, judge, and write both reports."""
+        baseline, artifacts = deliver(session, model, stages, self.preprocess, key)
+        name = session.scorer.main_metric(self.recipe.train)
+        goals = judge(self.recipe.target, baseline, artifacts[0], name, self.recipe.train.metric_mode)
+        for goal in goals:
+            self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
+        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)
+        write_report(self.folder, self.recipe, report)
+        return report
+
+
+def _frozen(model: nn.Module | None, recipe: Recipe) -> nn.Module:
+    """The original: loaded, or a copy of the caller's, so that theirs stays as it is."""
+    original = load_model(recipe.model) if model is None else copy.deepcopy(model)
+    return original.eval().requires_grad_(False).to(state().device)
+
+
+def _data(recipe: Recipe, preprocess: Preprocess) -> DataBundle | None:
+    if recipe.data.train is None and recipe.data.val is None and recipe.data.calibration is None:
+        return None
+    return DataBundle(recipe.data, preprocess, recipe.seed)
+
+
+def _input_size(data: DataBundle | None, preprocess: Preprocess) -> tuple[int, int, int]:
+    """[channels, height, width] of the images themselves, which a caller's own loader may make as it likes."""
+    if data is None:
+        return preprocess.input_size
+    batches = data.calibration(1, 1) if data.has_train else data.val(1) if data.has_val else []
+    for batch in batches:
+        channels, height, width = batch.images.shape[1:]
+        return int(channels), int(height), int(width)
+    return preprocess.input_size
+
+
+def _check_head(original: nn.Module, ctx: Context) -> None:
+    """One forward pass: the model takes these images, and its head fits the labels."""
+    try:
+        with torch.no_grad():
+            classes = logits(original(torch.zeros(1, *ctx.input_size, device=ctx.device))).shape[-1]
+    except ActError:
+        raise
+    except Exception as error:  # the model is the user's; whatever its forward raises, the images do not fit it
+        raise InputError(f"model: cannot take images of {list(ctx.input_size)}: {error}; check data.input_size") from error
+    if ctx.data is not None:
+        ctx.data.check_head(int(classes))

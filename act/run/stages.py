@@ -1,0 +1,234 @@
+"""The stages of a run: prepare, recover, settle, score, check, keep."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from act.context import Context
+from act.errors import ActError, InputError
+from act.layers import compressed_layers
+from act.plan import Stage
+from act.rebuild import load_model_folder, save_model
+from act.run.atomic import replacing, write_json
+from act.run.baseline import Baseline
+from act.run.folder import RunFolder, open_stage
+from act.run.keys import chain_key, data_part, weights_hash
+from act.run.memory import peak_rss_mb, reset_peak
+from act.run.metrics import Scorer
+from act.run.ranks import is_main, main_first, wait
+from act.strategies.base import Invariant, Objective
+from act.train.recover import recover
+from act.train.rng import seed_everything
+from act.train.task import TaskLoss
+
+if TYPE_CHECKING:
+    from act.strategies.distillation import Distillation
+
+PREDICTIONS = "predictions.npy"
+PREPARING, TRAINING = 1, 2  # keep apart the random numbers that a stage's two halves draw
+
+
+@dataclass
+class Session:
+    """What every part of a run shares. `original` is frozen and in eval mode: the teacher, and the base of rebuilding."""
+
+    folder: RunFolder
+    ctx: Context
+    original: nn.Module
+    source: dict[str, Any]
+    baseline: Baseline
+    scorer: Scorer
+    teachers: dict[str, list[nn.Module]] = field(default_factory=dict)  # by the hash of their sources
+
+
+def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Run every stage in order, or take it from its folder; returns the compressed model and the report's entries."""
+    model = _trainable_copy(session.original, session.ctx)
+    records: list[dict[str, Any]] = []
+    key = base_key
+    for position, stage in enumerate(stages):
+        number = position + 1
+        teachers = teachers_of(session, stage)
+        key = chain_key(
+            key,
+            stage.name,
+            stage.strategy.config,
+            stage.train,
+            [(objective.name, objective.config) for objective in stage.objectives],
+            [weights_hash(teacher) for teacher in teachers],
+            data_part(session.ctx.recipe.data),
+        )
+        folder = session.folder.stage(number, stage.name)
+        record = main_first(lambda folder=folder, key=key: open_stage(folder, key))  # type: ignore[misc]
+        if record is not None:
+            session.ctx.log("stage", f"[{number}/{len(stages)}] {stage.name}: done before, kept", name=stage.name)
+            records.append(record["report"])
+            # A later stage starts from these weights; one that is done as well replaces them.
+            model = _load(session, folder)
+            continue
+        runner = StageRun(session, stage, folder, number, teachers)
+        session.ctx.log("stage", f"[{number}/{len(stages)}] {stage.name}", name=stage.name)
+        model, report = runner.run(model, stages[: position + 1])
+        if is_main():
+            save_model(folder, model, session.source, session.ctx.edits)
+            write_json(folder / "metrics.json", report)
+            write_json(folder / "done.json", {"key": key, "report": report, "flags": training_flags(model)})
+        wait()
+        records.append(report)
+    return model, records
+
+
+def teachers_of(session: Session, stage: Stage) -> list[nn.Module]:
+    """The models a stage learns from: those its Distillation names, else the original; none without Distillation."""
+    from act.models import load_model
+
+    found: list[nn.Module] = []
+    for objective in stage.objectives:
+        sources = distillation(objective).teacher_sources()
+        key = chain_key(sources)
+        if key not in session.teachers:
+            loaded = [load_model(source).eval().requires_grad_(False).to(session.ctx.device) for source in sources]
+            session.teachers[key] = loaded or [session.original]
+        found += session.teachers[key]
+    return found
+
+
+def distillation(strategy: Any) -> Distillation:
+    """`strategy` as the one objective strategy there is."""
+    from act.strategies.distillation import Distillation
+
+    assert isinstance(strategy, Distillation)
+    return strategy
+
+
+@dataclass
+class StageRun:
+    """One stage that has to be computed."""
+
+    session: Session
+    stage: Stage
+    folder: Path
+    number: int
+    teachers: list[nn.Module]
+
+    def run(self, model: nn.Module, so_far: Sequence[Stage]) -> tuple[nn.Module, dict[str, Any]]:
+        """The stage's model and its report entry."""
+        ctx, strategy = self.session.ctx, self.stage.strategy
+        started = time.monotonic()
+        reset_peak()
+        plan = strategy.select(model, ctx)
+        for layer in plan.left:
+            ctx.log("layer_left", name=layer.name, reason=layer.reason, stage=self.stage.name)
+        ctx.log("layers", f"  {len(plan.done)} layers, {len(plan.left)} left as they are", stage=self.stage.name)
+        model = self.prepared(model)
+        steps, seconds = self.train(model)
+        strategy.finalize(model, ctx)
+        figures, predictions = self.session.scorer.scored(model, self.session.baseline)
+        if predictions is not None and is_main():
+            with replacing(self.folder / PREDICTIONS) as temporary:
+                np.save(temporary, predictions)
+        promises = check_promises(model, so_far)
+        report = {
+            "name": self.stage.name,
+            "seconds": round(seconds + time.monotonic() - started, 2),
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+            **figures,
+            "steps": steps,
+            "layers_done": list(plan.done),
+            "layers_left": [{"name": layer.name, "reason": layer.reason} for layer in plan.left],
+            "invariants": promises,
+        }
+        scores = "".join(f", {name} {value:.2f}" for name, value in figures.items())
+        ctx.log("stage_done", f"  {self.stage.name}: {report['seconds']:.0f} s{scores}", **report)
+        return model, report
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """The model in its compressed form before training, from `prepared/` when an earlier try got that far."""
+        ctx, kept = self.session.ctx, self.folder / "prepared"
+
+        def prepare() -> nn.Module:
+            if (kept / "done.json").is_file():
+                ctx.log("prepared", "  prepared before, kept", stage=self.stage.name)
+                return _load(self.session, kept)
+            seed_everything(ctx.recipe.seed, self.number, PREPARING)
+            self.stage.strategy.prepare(model, ctx)
+            save_model(kept, model, self.session.source, ctx.edits)
+            write_json(kept / "done.json", {"flags": training_flags(model)})
+            return model
+
+        return main_first(prepare)
+
+    def train(self, model: nn.Module) -> tuple[int, float]:
+        """Recovery training; optimiser steps done, and seconds spent on it by earlier, interrupted tries."""
+        ctx, cfg = self.session.ctx, self.stage.train
+        if not self.stage.strategy.trains or cfg is None:
+            return 0, 0.0
+        objectives = self.objectives(model)
+        seed_everything(ctx.recipe.seed, self.number, TRAINING)
+        score = self.session.scorer.metric(cfg, self.session.baseline)
+        started = time.monotonic()
+        try:
+            result = recover(model, self.stage.strategy, objectives, cfg, ctx, self.folder / "state", score)
+        finally:
+            for objective in objectives:
+                objective.close()
+        return result.steps, max(0.0, result.seconds - (time.monotonic() - started))
+
+    def objectives(self, model: nn.Module) -> list[Objective]:
+        """What the stage learns from: its Distillation, else the labels; InputError when there is neither."""
+        ctx = self.session.ctx
+        if self.stage.objectives:
+            return [
+                distillation(objective).objective(model, self.teachers, ctx) for objective in self.stage.objectives
+            ]
+        if ctx.data is not None and ctx.data.labelled:
+            return [TaskLoss()]
+        raise InputError(
+            f"{self.stage.name}: trains, and has nothing to learn from: the images have no labels; "
+            "add `Distillation: {}` to the recipe, or give labelled images in data.train"
+        )
+
+
+def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Every invariant of these stages as report entries; ActError naming the first layers where one is broken."""
+    found: list[tuple[str, Invariant]] = [
+        (stage.name, item) for stage in stages for item in stage.strategy.invariants(model)
+    ]
+    broken = [f"{item.name} (promised by {name}): {item.detail}" for name, item in found if not item.holds]
+    if broken:
+        raise ActError(f"after {stages[-1].name}, what must hold does not: {'; '.join(broken)}")
+    return [{"name": item.name, "holds": item.holds, "detail": item.detail} for _, item in found]
+
+
+def _trainable_copy(original: nn.Module, ctx: Context) -> nn.Module:
+    model = copy.deepcopy(original).to(ctx.device)
+    return model.requires_grad_(True)
+
+
+def training_flags(model: nn.Module) -> dict[str, Any]:
+    """What of a compressed model in training is neither structure nor tensor: how masks train, what is frozen."""
+    return {
+        "masks": {name: [layer.straight_through, layer.sparse_decay] for name, layer in compressed_layers(model)},
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+    }
+
+
+def _load(session: Session, folder: Path) -> nn.Module:
+    """The model kept in `folder`, ready to go on; the context's record of edits becomes the one kept there."""
+    model = load_model_folder(folder, _trainable_copy(session.original, session.ctx))
+    session.ctx.edits[:] = json.loads((folder / "arch.json").read_text(encoding="utf-8"))["edits"]
+    flags = json.loads((folder / "done.json").read_text(encoding="utf-8"))["flags"]
+    for name, layer in compressed_layers(model):
+        layer.straight_through, layer.sparse_decay = flags["masks"][name]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in flags["frozen"])
+    return model.to(session.ctx.device)
