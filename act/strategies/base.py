@@ -42,10 +42,14 @@ class LayerLeft:
 
 @dataclass
 class LayerPlan:
-    """The layers a strategy will touch, in call order, and those it leaves."""
+    """The layers a strategy will touch, in call order, and those it leaves.
+
+    `edge` holds the layers that see the image (patch embedding) or make the logits (head), wherever they are listed.
+    """
 
     done: list[str] = field(default_factory=list)
     left: list[LayerLeft] = field(default_factory=list)
+    edge: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,10 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor | None, output: Tensor) -> dict[str, Tensor]:
         """Weighted scalar terms by name for the student's `output` on a batch."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of the objective's own (projections), trained along with the student's."""
+        return []
 
     def close(self) -> None:
         """Remove hooks."""

@@ -1,0 +1,54 @@
+"""The fields that QuantAware and QuantPost share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from act.quant.observer import CALIBRATIONS
+
+OP_TYPES = ("conv2d", "linear", "matmul")
+
+
+@dataclass
+class QuantConfig:
+    """Symmetric integers: one scale per output channel of a weight, one per activation tensor."""
+
+    weight_bits: int = 8  # 2 to 8; below 8 the file keeps int8 codes
+    activation_bits: int = 8  # 2 to 8
+    quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # and matmul: q k^T, attention x v
+    include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
+    exclude: list[str] = field(default_factory=list)
+    calibration: str = "mse"  # minmax, percentile, mse, entropy: the range of activations
+    percentile: float = 99.999  # of calibration: percentile
+    images: int | None = None  # calibration images; None: data.calibration_images
+    equalize: float = 0.5  # 0: off; share of the activations' difficulty folded into the weights
+    bias_correction: bool = True  # absorb the mean error that quantisation leaves in each layer's output
+
+    def problems(self) -> list[str]:
+        """Impossible values, each `key: what; allowed`."""
+        found = []
+        for key in ("weight_bits", "activation_bits"):
+            if not 2 <= getattr(self, key) <= 8:
+                found.append(f"{key}: {getattr(self, key)}; allowed: 2 to 8")
+        for op in self.quantize_op_types:
+            if op not in OP_TYPES:
+                found.append(f"quantize_op_types: {op!r} is unknown; allowed: {', '.join(OP_TYPES)}")
+        if not self.quantize_op_types:
+            found.append(f"quantize_op_types: empty, so nothing would be quantised; allowed: {', '.join(OP_TYPES)}")
+        if self.calibration not in CALIBRATIONS:
+            found.append(f"calibration: {self.calibration!r} is unknown; allowed: {', '.join(CALIBRATIONS)}")
+        if not 50 < self.percentile <= 100:
+            found.append(f"percentile: {self.percentile}; allowed: above 50, up to 100")
+        if self.images is not None and self.images < 1:
+            found.append(f"images: {self.images}; allowed: 1 or more")
+        if not 0 <= self.equalize <= 1:
+            found.append(f"equalize: {self.equalize}; allowed: 0 (off) to 1")
+        return found
+
+
+def op_type(layer: Any) -> str:
+    """`conv2d` or `linear`."""
+    from torch import nn
+
+    return "conv2d" if isinstance(layer, nn.Conv2d) else "linear"

@@ -1,0 +1,99 @@
+"""Which layers a strategy may touch: found by running the model once, not by class names.
+
+A layer counts when its own forward is called: a weight read from outside (`F.linear(x, layer.weight)`) would
+ignore whatever the layer's forward does, so such a layer is left, with that reason.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from act.layers import compressible
+from act.strategies.base import LayerLeft, LayerPlan
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: shapes without the batch axis."""
+
+    name: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    sees_image: bool
+    makes_logits: bool
+
+
+def trace_calls(model: nn.Module, input_size: tuple[int, int, int]) -> list[Call]:
+    """Linear and convolution layers in call order, from one forward of two images of noise."""
+    device = next(model.parameters()).device
+    image = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+    seen: list[tuple[str, tuple[int, ...], Tensor, bool]] = []
+
+    def hook(name: str):  # type: ignore[no-untyped-def]
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.append((name, tuple(inputs[0].shape[1:]), output, inputs[0].data_ptr() == image.data_ptr()))
+
+        return record
+
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            result = model(image)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    ends = {t.shape for t in _tensors(result)}
+    last: dict[str, Call] = {}
+    for name, shape, output, sees_image in seen:
+        logits = output.dim() == 2 and output.shape in ends
+        last.setdefault(name, Call(name, shape, tuple(output.shape[1:]), sees_image, logits))
+    return list(last.values())
+
+
+def select_layers(
+    model: nn.Module, input_size: tuple[int, int, int], include: Sequence[str], exclude: Sequence[str]
+) -> LayerPlan:
+    """Layers called in a forward and let through by the globs; every other linear or convolution layer is `left`."""
+    plan = LayerPlan()
+    calls = {call.name: call for call in trace_calls(model, input_size)}
+    for name, call in calls.items():
+        if call.sees_image or call.makes_logits:
+            plan.edge.add(name)
+        reason = _reason(model.get_submodule(name), name, include, exclude)
+        if reason is None:
+            plan.done.append(name)
+        else:
+            plan.left.append(LayerLeft(name, reason))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and name not in calls:
+            plan.left.append(LayerLeft(name, "its forward is not called (unused, or its weight is read from outside)"))
+    return plan
+
+
+def _reason(module: nn.Module, name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    if not compressible(module):
+        return f"{type(module).__name__} computes its weight in its own way"
+    if not any(fnmatch.fnmatchcase(name, glob) for glob in include):
+        return "not matched by include"
+    hit = next((glob for glob in exclude if fnmatch.fnmatchcase(name, glob)), None)
+    return None if hit is None else f"excluded by {hit!r}"
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in _tensors(part)] if isinstance(value, list | tuple) else []

@@ -1,0 +1,162 @@
+"""Prune: N:M sparsity (2:4 by default) in the weights of linear and convolution layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from act.errors import InputError
+from act.calibration import calibration_images
+from act.layers import CompressedLayer, compressed_layers
+from act.selection import select_layers
+from act.sparsity.masks import flip_rate, nm_mask, nm_violations, parse_pattern
+from act.sparsity.oneshot import oneshot_prune
+from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
+
+if TYPE_CHECKING:
+    from act.context import Context
+
+CRITERIA = ("magnitude", "wanda", "sparsegpt")
+MASKS = ("fixed", "sr-ste")
+
+
+@dataclass
+class PruneConfig:
+    """Semi-structured sparsity along the reduction axis of each GEMM."""
+
+    pattern: str = "2:4"  # N:M, N kept of every M consecutive weights
+    criterion: str = "magnitude"  # magnitude; wanda and sparsegpt use calibration images, no labels
+    mask: str = "fixed"  # fixed (ASP), or sr-ste: recomputed after every step
+    decay: float = 2e-4  # SR-STE's pull of pruned weights towards zero, added to the gradient
+    freeze_after: float = 1.0  # sr-ste: share of the steps after which masks stay
+    images: int = 256  # calibration images of wanda and sparsegpt
+    damping: float = 0.01  # sparsegpt: share of the mean Hessian diagonal added to it
+    include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
+    exclude: list[str] = field(default_factory=list)
+    first_and_last: bool = False  # also prune the patch embedding and the head
+    align: int = 16  # K and the output width must be multiples of this (sparse tensor cores)
+
+
+class Prune(Strategy):
+    """Masks are magnitude-based along K or come from a one-shot criterion; recovery training follows.
+
+    Sources: ASP (arXiv 2104.08378), SR-STE (arXiv 2102.04010), SparseGPT (arXiv 2301.00774), Wanda (arXiv 2306.11695).
+    """
+
+    name: ClassVar[str] = "Prune"
+    phase: ClassVar[Phase] = Phase.SPARSITY
+    Config: ClassVar[type] = PruneConfig
+    aliases: ClassVar[tuple[str, ...]] = ("ASPPrune",)
+
+    @classmethod
+    def problems(cls, config: Any) -> list[str]:
+        found = []
+        try:
+            parse_pattern(config.pattern)
+        except ValueError as error:
+            found.append(f"pattern: {error}; allowed: N:M with 0 < N < M, e.g. 2:4")
+        if config.criterion not in CRITERIA:
+            found.append(f"criterion: {config.criterion!r} is unknown; allowed: {', '.join(CRITERIA)}")
+        if config.mask not in MASKS:
+            found.append(f"mask: {config.mask!r} is unknown; allowed: {', '.join(MASKS)}")
+        if config.decay < 0:
+            found.append(f"decay: {config.decay} is negative; allowed: 0 or more")
+        if not 0 <= config.freeze_after <= 1:
+            found.append(f"freeze_after: {config.freeze_after}; allowed: 0 to 1, a share of the steps")
+        if config.images < 1:
+            found.append(f"images: {config.images}; allowed: 1 or more")
+        if config.damping <= 0:
+            found.append(f"damping: {config.damping}; allowed: above 0")
+        if config.align < 1:
+            found.append(f"align: {config.align}; allowed: 1 or more")
+        return found
+
+    def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
+        plan = select_layers(model, ctx.input_size, self.config.include, self.config.exclude)
+        _, m = parse_pattern(self.config.pattern)
+        done = []
+        for name in plan.done:
+            reason = self._reason_to_leave(model.get_submodule(name), name in plan.edge, m)
+            if reason is None:
+                done.append(name)
+            else:
+                plan.left.append(LayerLeft(name, reason))
+        plan.done = done
+        return plan
+
+    def _reason_to_leave(self, layer: nn.Module, edge: bool, m: int) -> str | None:
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        out, k = weight.shape[0], weight[0].numel()
+        if edge and not self.config.first_and_last:
+            return "patch embedding or head: left dense unless first_and_last is true"
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            return f"grouped convolution (groups={layer.groups}): its GEMMs are too narrow"
+        if k % m:
+            return f"K={k} is not a multiple of {m}"
+        if k % self.config.align or out % self.config.align:
+            return f"K={k}, output={out}: not both multiples of align={self.config.align}"
+        return None
+
+    def prepare(self, model: nn.Module, ctx: Context) -> None:
+        config = self.config
+        names = self.select(model, ctx).done
+        if not names:
+            raise InputError("Prune: no layer of this model can take the pattern; see `vitcompress plan` for the reasons")
+        n, m = parse_pattern(config.pattern)
+        if config.criterion == "magnitude" or ctx.data is None:
+            masks = {name: nm_mask(model.get_submodule(name).weight.detach().abs(), n, m) for name in names}
+        else:
+            masks = oneshot_prune(
+                model,
+                names,
+                calibration_images(ctx, config.images),
+                n,
+                m,
+                criterion=config.criterion,
+                damping=config.damping,
+                progress=lambda line: ctx.log("prune", line),
+            )
+        ctx.edit(model, {"op": "mask", "layers": names, "pattern": config.pattern})
+        for name, layer in self._masked(model):
+            if name in masks:
+                assert layer.weight_mask is not None
+                layer.weight_mask.copy_(masks[name].reshape(layer.weight.shape))
+                layer.straight_through = config.mask == "sr-ste"
+                layer.sparse_decay = config.decay
+                if config.mask == "fixed":
+                    layer.weight.data.mul_(layer.weight_mask)
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> dict[str, float]:
+        if self.config.mask == "fixed" or step > self.config.freeze_after * steps:
+            return {}
+        n, m = parse_pattern(self.config.pattern)
+        flipped, total = 0.0, 0
+        for _, layer in self._masked(model):
+            assert layer.weight_mask is not None
+            mask = nm_mask(layer.weight.detach().abs(), n, m)
+            flipped += flip_rate(layer.weight_mask, mask) * mask.numel()
+            total += mask.numel()
+            layer.weight_mask.copy_(mask)
+        return {"mask_flip_rate": flipped / max(1, total)}
+
+    def finalize(self, model: nn.Module, ctx: Context) -> None:
+        for _, layer in self._masked(model):
+            assert layer.weight_mask is not None
+            layer.weight.data.mul_(layer.weight_mask)
+            layer.straight_through = False
+
+    def invariants(self, model: nn.Module) -> list[Invariant]:
+        n, m = parse_pattern(self.config.pattern)
+        bad = []
+        for name, layer in self._masked(model):
+            count = nm_violations(layer.effective_weight().detach(), n, m)
+            if count:
+                bad.append(f"{name}: {count} groups with more than {n} nonzeros")
+        return [Invariant(f"{self.config.pattern} along K", not bad, "; ".join(bad))]
+
+    @staticmethod
+    def _masked(model: nn.Module) -> list[tuple[str, CompressedLayer]]:
+        return [(name, layer) for name, layer in compressed_layers(model) if layer.weight_mask is not None]
