@@ -1,8 +1,8 @@
 """What each compressed layer becomes in an exported graph.
 
 The export copy of a model has these modules in place of compressed layers and fake quantisers. Their buffers are
-the initialisers of the file (`<layer>.weight_int8`, `<layer>.weight_scale`, `<layer>.input_quantizer.scale`), so a
-file can be mapped back to the model by name. Q and DQ are emitted as ONNX operators directly; no exporter
+the initialisers of the file: `<layer>.weight_int8`, and every scale under the name it has in the model's state, so
+that the file can be mapped back to the model. Q and DQ are emitted as ONNX operators directly; no exporter
 translation and no graph pattern stands between the module's scale and the file's.
 """
 
@@ -29,34 +29,36 @@ def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor
     )
 
 
-def _check_ready(quantizer: FakeQuantize, name: str) -> None:
-    scale = quantizer.scale.detach()
-    if quantizer.observer is not None:
-        raise ExportError(f"{name}: still being calibrated; finish the calibration before exporting")
-    if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
-        raise ExportError(f"{name}: its scale must be finite and > 0, found {scale.min():g} to {scale.max():g}")
-
-
-class QuantizeDequantize(nn.Module):
-    """A fake quantiser of an activation as QuantizeLinear and DequantizeLinear; same shape and dtype.
-
-    QuantizeLinear saturates at -128 and 127. A narrower range (fewer bits, or a non-negative input) needs a Clip
-    before it, left out where the range is int8's own.
-    """
+class _Grid(nn.Module):
+    """Scale and zero point of a quantiser, under the quantiser's own names."""
 
     scale: Tensor
     zero_point: Tensor
 
     def __init__(self, quantizer: FakeQuantize, name: str) -> None:
         super().__init__()
-        if quantizer.channels is not None:
-            raise ExportError(f"{name}: a per-channel quantiser outside a layer's weight cannot be exported")
-        _check_ready(quantizer, name)
         scale = quantizer.scale.detach().clone()
+        if quantizer.observer is not None:
+            raise ExportError(f"{name}: still being calibrated; finish the calibration before exporting")
+        if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
+            raise ExportError(f"{name}: its scale must be finite and > 0, found {scale.min():g} to {scale.max():g}")
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
-        self.low = None if quantizer.qmin == -128 else quantizer.qmin * float(scale)
-        self.high = None if quantizer.qmax == 127 else quantizer.qmax * float(scale)
+
+
+class QuantizeDequantize(_Grid):
+    """A fake quantiser of an activation as QuantizeLinear and DequantizeLinear; same shape and dtype.
+
+    QuantizeLinear saturates at -128 and 127. A narrower range (fewer bits, or a non-negative input) needs a Clip
+    before it, left out where the range is int8's own.
+    """
+
+    def __init__(self, quantizer: FakeQuantize, name: str) -> None:
+        super().__init__(quantizer, name)
+        if quantizer.channels is not None:
+            raise ExportError(f"{name}: a per-channel quantiser outside a layer's weight cannot be exported")
+        self.low = None if quantizer.qmin == -128 else quantizer.qmin * float(self.scale)
+        self.high = None if quantizer.qmax == 127 else quantizer.qmax * float(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.low is not None or self.high is not None:
@@ -68,28 +70,24 @@ class _Form(nn.Module):
     """Weight and input of an exported layer. `axis` is the output-channel axis of the stored weight."""
 
     weight_int8: Tensor
-    weight_scale: Tensor
-    weight_zero_point: Tensor
     weight_float: Tensor
+    weight_quantizer: _Grid | None
+    input_quantizer: QuantizeDequantize | None
 
     def __init__(self, layer: CompressedLayer, name: str, axis: int) -> None:
         super().__init__()
         self.axis = axis
         self.bias = layer.bias
-        quantizer = layer.weight_quantizer
+        self.weight_quantizer = self.input_quantizer = None
         weight = layer.weight.detach()
         if layer.weight_mask is not None:
             weight = weight * layer.weight_mask
-        self.quantized = quantizer is not None and quantizer.enabled
-        if quantizer is None or not self.quantized:
+        quantizer = layer.weight_quantizer
+        if quantizer is None or not quantizer.enabled:
             self.register_buffer("weight_float", self._stored(weight))
         else:
-            _check_ready(quantizer, f"{name}.weight_quantizer")
-            scale = quantizer.scale.detach().clone()
+            self.weight_quantizer = _Grid(quantizer, f"{name}.weight_quantizer")
             self.register_buffer("weight_int8", self._stored(quantizer.codes(weight)))
-            self.register_buffer("weight_scale", scale)
-            self.register_buffer("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int8))
-        self.input_quantizer: nn.Module | None = None
         if layer.input_quantizer is not None and layer.input_quantizer.enabled:
             self.input_quantizer = QuantizeDequantize(layer.input_quantizer, f"{name}.input_quantizer")
 
@@ -99,9 +97,10 @@ class _Form(nn.Module):
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The (dequantised) input and weight that the float operator multiplies."""
         x = x if self.input_quantizer is None else self.input_quantizer(x)
-        if not self.quantized:
+        grid = self.weight_quantizer
+        if grid is None:
             return x, self.weight_float
-        return x, _dequantize(self.weight_int8, self.weight_scale, self.weight_zero_point, self.axis)
+        return x, _dequantize(self.weight_int8, grid.scale, grid.zero_point, self.axis)
 
 
 class ExportedLinear(_Form):
@@ -119,9 +118,8 @@ class ExportedLinear(_Form):
         return weight.t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = self._operands(x)
         flat = x.dim() == 2
-        y = torch.matmul(x.unsqueeze(0) if flat else x, weight)
+        y = torch.matmul(*self._operands(x.unsqueeze(0) if flat else x))
         y = y.squeeze(0) if flat else y
         return y if self.bias is None else y + self.bias
 
@@ -160,7 +158,7 @@ def form_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": buffer
         for name, module in model.named_modules()
-        if isinstance(module, _Form | QuantizeDequantize)
+        if isinstance(module, _Form | _Grid)
         for key, buffer in module.named_buffers(recurse=False)
         if not key.endswith("zero_point")
     }

@@ -1,0 +1,163 @@
+"""A compressed torch model on disk: `arch.json` (base model and edits) and `model.safetensors` (every tensor).
+
+Rebuilding applies the edits to a fresh base model and loads the tensors, which gives the same model bit for bit.
+Nothing is pickled: both files are data, read with checks, and safe to take from a stranger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from act.edits import apply_edit
+from act.errors import InputError
+from act.models import load_model
+from act.recipe.schema import ModelConfig
+from act.run.atomic import replacing, write_json
+
+SCHEMA = 1
+ARCH_FILE, TENSOR_FILE = "arch.json", "model.safetensors"
+# Keyword arguments of timm.create_model that read files or the network.
+_FORBIDDEN_KWARGS = ("checkpoint_path", "cache_dir", "pretrained")
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def save_model(
+    folder: str | Path, model: nn.Module, source: Mapping[str, Any] | None, edits: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write `arch.json` and `model.safetensors` into `folder`, each atomically.
+
+    `source` names the base model as `name`, `kwargs` and `num_classes` (further keys are kept for the reader); None,
+    or a source without a name, means that the base model has to be given when the folder is loaded. `edits` are the
+    applied edits in order. Tensors that share memory are stored once.
+    """
+    tensors, shared = _unique_tensors(model.state_dict())
+    base = dict(source) if source and source.get("name") else None
+    arch = {"schema": SCHEMA, "base": base, "edits": [dict(edit) for edit in edits], "shared": shared}
+    path = Path(folder)
+    with replacing(path / TENSOR_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_json(path / ARCH_FILE, arch)
+
+
+def load_model_folder(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Rebuild the model that `save_model` wrote, in eval mode.
+
+    `model` is a base model to edit in place; without it the one that `arch.json` names is built by timm without
+    weights. InputError for files that are missing, damaged or do not belong together.
+    """
+    path = Path(folder)
+    arch = read_arch(path)
+    if model is None:
+        model = _base_model(arch["base"], path / ARCH_FILE)
+    for number, edit in enumerate(arch["edits"]):
+        _apply(model, edit, f"{path / ARCH_FILE}: edits[{number}]")
+    _load_tensors(model, read_tensors(path), arch["shared"], path / TENSOR_FILE)
+    return model.eval()
+
+
+def read_arch(folder: str | Path) -> dict[str, Any]:
+    """The checked content of `arch.json`: `schema`, `base` (dict or None), `edits`, `shared`."""
+    path = Path(folder) / ARCH_FILE
+    try:
+        arch = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; name a folder that holds a compressed model") from error
+    if not isinstance(arch, dict) or arch.get("schema") != SCHEMA:
+        found = arch.get("schema") if isinstance(arch, dict) else type(arch).__name__
+        raise InputError(f"{path}: schema {found!r}; this version reads {SCHEMA}")
+    base, edits, shared = arch.get("base"), arch.get("edits"), arch.get("shared", {})
+    if base is not None and not (isinstance(base, dict) and isinstance(base.get("name"), str)):
+        raise InputError(f"{path}: base: must be null or an object with the name of a timm model")
+    if not isinstance(edits, list) or not all(isinstance(edit, dict) for edit in edits):
+        raise InputError(f"{path}: edits: must be a list of objects")
+    if not isinstance(shared, dict) or not all(isinstance(name, str) for name in shared.values()):
+        raise InputError(f"{path}: shared: must map names of tensors to names of tensors")
+    return {"schema": SCHEMA, "base": base, "edits": edits, "shared": shared}
+
+
+def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors` by name, on the CPU; InputError if the file is missing or damaged."""
+    path = Path(folder) / TENSOR_FILE
+    try:
+        return load_file(path)
+    except Exception as error:  # the reader raises types of its own; whatever it is, the file is the problem
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to store, and for each further name of one tensor the name it is stored under."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and key in seen:
+            shared[name] = seen[key]
+            continue
+        seen[key] = name
+        # A copy, since safetensors refuses views into one storage.
+        tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return tensors, shared
+
+
+def _base_model(base: dict[str, Any] | None, where: Path) -> nn.Module:
+    if base is None:
+        raise InputError(f"{where}: base is null, since the model came as a module; pass that module as `model`")
+    kwargs = base.get("kwargs") or {}
+    if not isinstance(kwargs, dict) or not all(isinstance(key, str) and _plain(value) for key, value in kwargs.items()):
+        raise InputError(f"{where}: base.kwargs: must be an object of numbers, strings, booleans and lists of these")
+    for key in kwargs:
+        if key.startswith(_FORBIDDEN_KWARGS):
+            raise InputError(f"{where}: base.kwargs.{key}: not allowed here, since it would read another file")
+    classes = base.get("num_classes")
+    if classes is not None and not (isinstance(classes, int) and classes >= 0):
+        raise InputError(f"{where}: base.num_classes: {classes!r}; allowed: null or a whole number >= 0")
+    try:
+        return load_model(ModelConfig(name=base["name"], num_classes=classes, kwargs=kwargs))
+    except InputError as error:
+        raise InputError([f"{where}: base: {problem}" for problem in error.problems]) from error
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, list) and all(map(_plain, value)))
+
+
+def _apply(model: nn.Module, edit: dict[str, Any], where: str) -> None:
+    try:
+        apply_edit(model, edit)
+    except InputError as error:
+        raise InputError([f"{where}: {problem}" for problem in error.problems]) from error
+    except Exception as error:  # a hand-written edit can go wrong anywhere in the edit's own code
+        raise InputError(f"{where}: {edit.get('op')!r} cannot be applied: {type(error).__name__}: {error}") from error
+
+
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], shared: Mapping[str, str], where: Path) -> None:
+    """Copy every tensor into `model`; InputError unless names, shapes and types are exactly the model's."""
+    unknown = [name for name in shared.values() if name not in tensors]
+    if unknown:
+        raise InputError(f"{where}: lacks {unknown[0]}, which {ARCH_FILE} says is shared")
+    tensors = {**tensors, **{name: tensors[stored] for name, stored in shared.items()}}
+    own = model.state_dict()
+    problems = [f"{where}: {name}: missing" for name in own if name not in tensors]
+    problems += [f"{where}: {name}: the model has no such tensor" for name in tensors if name not in own]
+    for name in own.keys() & tensors.keys():
+        is_, wants = _kind(tensors[name]), _kind(own[name])
+        if is_ != wants:
+            problems.append(f"{where}: {name}: is {is_}, the model wants {wants}")
+    if problems:
+        more = [f"{where}: ... {len(problems) - 5} more such tensors"] if len(problems) > 5 else []
+        raise InputError(problems[:5] + more)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
