@@ -68,7 +68,7 @@ def write_tar(images: dict[str, tuple[NDArray[np.uint8], int]], path: Path) -> N
 
 
 def load_split(images: dict[str, tuple[NDArray[np.uint8], int]], split: str) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, 3, 32, 32] as the recipe's preprocessing makes them (bilinear, mean = std = 0.5), labels [N]."""
+    """Images float32 [N, 3, 32, 32] as the recipe preprocesses them (bilinear, mean = std = 0.5), labels [N]."""
     chosen = [item for name, item in images.items() if name.startswith(split)]
     resized = [Image.fromarray(grey).resize((32, 32), Image.Resampling.BILINEAR) for grey, _ in chosen]
     pixels = torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in resized])) / 255
@@ -77,7 +77,7 @@ def load_split(images: dict[str, tuple[NDArray[np.uint8], int]], split: str) -> 
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate by up to 12 degrees, scale by up to 12 %, shift by up to 3 of the 32 pixels; empty paper fills the border."""
+    """Rotate by up to 12 degrees, scale by up to 12 %, shift by up to 3 of the 32 pixels, filling up with paper."""
     count = len(images)
     uniform = torch.rand(4, count, generator=generator) * 2 - 1
     angle, zoom, shift = uniform[0] * 0.21, 1 + uniform[1] * 0.12, uniform[2:] * (3 / 16)
@@ -96,7 +96,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(images: Tensor, labels: Tensor, epochs: int, seed: int = 0, batch_size: int = 64) -> nn.Module:
-    """Train the ViT from scratch: AdamW, one warm-up-and-cosine cycle, label smoothing. Never looks at the val images."""
+    """Train the ViT from scratch: AdamW, one warm-up-and-cosine cycle, label smoothing. Never sees the val images."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = timm.create_model(ARCHITECTURE, pretrained=False, **MODEL_ARGS)
