@@ -194,6 +194,10 @@ def test_classes_must_be_those_of_the_head(tmp_path: Path) -> None:
     bundle.check_head(2)
     with pytest.raises(InputError, match="2 classes, but the model's head has 1000 outputs"):
         bundle.check_head(1000)
+    loader = DataBundle.from_loaders([(IMAGES, LABELS)])
+    loader.check_head(10)
+    with pytest.raises(InputError, match="class index 9, but the model's head has only 9 outputs"):
+        loader.check_head(9)
 
 
 def test_the_training_loader_can_be_sharded_and_sent_to_other_processes(tmp_path: Path) -> None:

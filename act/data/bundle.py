@@ -167,11 +167,17 @@ class DataBundle:
         """Refuse labels that cannot mean the outputs of the model's head.
 
         Raises:
-            InputError: labelled images whose classes are more than, or without a class map fewer than, `num_classes`.
+            InputError: the number of named classes is not `num_classes`, or an index without a name is beyond it.
         """
         problems = []
         for role, split in (("train", self._train), ("val", self._val)):
-            names = split.class_names if split is not None and split.labelled else None
+            if split is None or not split.labelled:
+                continue
+            names = split.class_names
+            if names is None and split.top_label >= num_classes:
+                problems.append(
+                    f"data.{role}: class index {split.top_label}, but the model's head has only {num_classes} outputs"
+                )
             if names is not None and len(names) != num_classes:
                 problems.append(
                     f"data.{role}: {len(names)} classes, but the model's head has {num_classes} outputs; give "

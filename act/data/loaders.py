@@ -43,6 +43,8 @@ class LoaderSplit:
         )
         self._first = self._peek()
         self.labelled = self._first.labels is not None
+        # Of the first batch only; the rest has not been read.
+        self.top_label = -1 if self._first.labels is None else int(self._first.labels.max())
         self.class_names: list[str] | None = None
 
     @property

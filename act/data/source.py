@@ -64,6 +64,11 @@ class ImageSource(Dataset[tuple[Image.Image, int]]):
     def labelled(self) -> bool:
         return self._labels is not None
 
+    @property
+    def top_label(self) -> int:
+        """The highest class index that occurs, -1 when unlabelled."""
+        return max(self._labels or [-1])
+
     def label(self, index: int) -> int:
         """Class index of one image without opening it, -1 when unlabelled."""
         return -1 if self._labels is None else self._labels[index]

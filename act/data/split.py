@@ -40,6 +40,7 @@ class Split(Protocol):
 
     labelled: bool
     class_names: list[str] | None
+    top_label: int  # the highest class index known of, -1 when unlabelled
 
     @property
     def images(self) -> int | None: ...
@@ -72,7 +73,7 @@ class FileSplit:
     ) -> None:
         self.source, self.bad, self.preprocess, self.augment = source, bad, preprocess, augment
         self.workers, self.seed = workers, seed
-        self.labelled, self.class_names = source.labelled, source.class_names
+        self.labelled, self.class_names, self.top_label = source.labelled, source.class_names, source.top_label
         self.indices = _choice(len(source), limit, seed)
         self._loader: tuple[int, DataLoader[Batch], EpochSampler] | None = None
 
