@@ -1,0 +1,72 @@
+"""The accelerator of a training: device, processes and trackers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration, LoggerType, ProjectConfiguration
+
+from act.context import Context
+from act.errors import InputError
+from act.recipe.schema import TrainConfig
+
+
+def make_accelerator(cfg: TrainConfig, ctx: Context, folder: Path) -> Accelerator:
+    """One process by itself, or one of those that `accelerate launch` or `torchrun` started.
+
+    `batch_size` is that of all processes together: each gets its part of every batch.
+    """
+    cpu = ctx.device.type == "cpu"
+    _forget_other_settings(cpu)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no",  # the loop itself runs the forward pass under autocast, as TrainConfig.amp says
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=_known_trackers(cfg.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+    )
+    if cfg.trackers:
+        accelerator.init_trackers("vitcompress", config=_scalars(cfg))
+    return accelerator
+
+
+def close_trackers(accelerator: Accelerator) -> None:
+    """Flush the trackers. Not `end_training`, which would also end the process group that later stages need."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def _forget_other_settings(cpu: bool) -> None:
+    """Accelerate's state is one per process; drop it when an earlier training left another device or precision."""
+    shared: dict[str, Any] = AcceleratorState._shared_state
+    if not shared:
+        return
+    other_device = cpu and shared["device"].type != "cpu"
+    if other_device or shared.get("_mixed_precision", "no") != "no":
+        AcceleratorState._reset_state(reset_partial_state=other_device)
+
+
+def _known_trackers(names: list[str]) -> list[str]:
+    """The names, checked: accelerate would leave out one whose package is missing without a word."""
+    known = [str(kind.value) for kind in LoggerType if kind != LoggerType.ALL]
+    here = [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]
+    problems = []
+    for name in names:
+        if name not in known:
+            problems.append(f"TrainConfig.trackers: {name!r} is unknown; allowed: {', '.join(known)}")
+        elif name not in here:
+            problems.append(f"TrainConfig.trackers: {name} is not installed (pip install {name}), or leave it out")
+    if problems:
+        raise InputError(problems)
+    return names
+
+
+def _scalars(cfg: TrainConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(cfg)
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}

@@ -1,0 +1,100 @@
+"""What a training tells while it runs: a progress bar on a terminal, plain lines elsewhere, events always."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+WINDOW = 50  # steps over which the loss terms are averaged
+
+
+class Meter:
+    """Running means of the loss terms over the last `WINDOW` steps, images per second and the time left."""
+
+    def __init__(self, steps: int, step: int = 0, seconds: float = 0.0, images: int = 0) -> None:
+        self.steps, self.step = steps, step
+        self._started_at = time.monotonic()
+        self._seconds_before, self._first_step = seconds, step
+        self.images, self._images_here = images, 0
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+
+    def add(self, step: int, terms: Mapping[str, float], images: int) -> None:
+        """Count optimiser step `step` with its loss terms and its number of images over all processes."""
+        self.step = step
+        self.images += images
+        self._images_here += images
+        self._recent.append(terms)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those of earlier runs of the same training included."""
+        return self._seconds_before + time.monotonic() - self._started_at
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this process's lifetime, evaluations and data loading included."""
+        return self._images_here / max(time.monotonic() - self._started_at, 1e-9)
+
+    @property
+    def eta_seconds(self) -> float:
+        """Seconds until the last step at the pace so far."""
+        elapsed = time.monotonic() - self._started_at
+        return elapsed / max(self.step - self._first_step, 1) * (self.steps - self.step)
+
+    def losses(self) -> dict[str, float]:
+        """Mean of each term over the last steps."""
+        names = dict.fromkeys(name for terms in self._recent for name in terms)
+        means = {}
+        for name in names:
+            values = [terms[name] for terms in self._recent if name in terms]
+            means[name] = sum(values) / len(values)
+        return means
+
+
+def describe(title: str, meter: Meter, learning_rate: float, values: Mapping[str, float]) -> str:
+    """One line on the state of a training; `values` are what the strategy reported."""
+    losses = meter.losses()
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    line = f"{title} {meter.step}/{meter.steps}  loss {sum(losses.values()):.4g} ({parts})"
+    line += "".join(f"  {name} {value:.4g}" for name, value in values.items())
+    return f"{line}  lr {learning_rate:.3g}  {meter.images_per_second:.1f} images/s  eta {clock(meter.eta_seconds)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+class Bar:
+    """A progress bar on a terminal (stderr); elsewhere nothing, and `shown` is False: print lines instead."""
+
+    def __init__(self, title: str, steps: int, step: int, show: bool = True) -> None:
+        console = Console(stderr=True, highlight=False)
+        self.shown = show and console.is_terminal
+        self._progress: Progress | None = None
+        if self.shown:
+            columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+            self._progress = Progress(*columns, console=console, transient=True, refresh_per_second=4)
+            self._task: TaskID = self._progress.add_task(title, total=steps, completed=step)
+
+    def __enter__(self) -> Bar:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, step: int, line: str) -> None:
+        """Move to `step` with `line` beside the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=line)

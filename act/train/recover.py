@@ -1,0 +1,310 @@
+"""Recovery training: the one loop that every stage that trains runs through."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from act.context import Context
+from act.data.batch import Batch
+from act.errors import InputError
+from act.recipe.schema import TrainConfig
+from act.strategies.base import Objective, Strategy
+from act.train.check import train_problems
+from act.train.guard import check_finite
+from act.train.launch import close_trackers, make_accelerator
+from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
+from act.train.progress import Bar, Meter, describe
+from act.train.rng import seed_everything
+from act.train.state import TrainState, best_path, load_module, load_state, save_state, save_tensors
+from act.train.step import LossTerms
+from act.train.stream import batch_stream, batches_per_epoch, from_main, global_batch
+
+Evaluate = Callable[[nn.Module], float]
+
+# These may differ when a training is continued: they do not change the weights it ends with.
+_FREE = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_metric", "origin_tolerance")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did. `losses`: mean of each term over the last steps; `best_metric`: None without evaluations;
+    `stopped_by`: `steps` or `target_metric`."""
+
+    steps: int
+    seconds: float
+    images_per_second: float
+    losses: dict[str, float]
+    best_metric: float | None
+    stopped_by: str
+
+
+@dataclass
+class _Training:
+    """What the parts of the loop share."""
+
+    model: nn.Module
+    strategy: Strategy | None
+    cfg: TrainConfig
+    ctx: Context
+    folder: Path
+    evaluate: Evaluate | None
+    accelerator: Accelerator
+    terms: nn.Module  # LossTerms, wrapped when there are several processes
+    ema: ModelEmaV3 | None
+    state: TrainState
+    steps: int
+    title: str
+    last_good: Path | None = None
+
+
+def total_steps(cfg: TrainConfig, batches: int | None) -> int:
+    """Optimiser steps of a training on `batches` batches per epoch; `accumulation` batches make one step.
+
+    Raises:
+        InputError: the data cannot say how many batches an epoch has, and train_iter is not given.
+    """
+    if cfg.train_iter is not None:
+        return cfg.train_iter
+    if batches is None:
+        raise InputError("TrainConfig.epochs: this training data has no length; give train_iter, the number of steps")
+    return max(1, (cfg.epochs or 1) * batches // cfg.accumulation)
+
+
+def recover(
+    model: nn.Module,
+    strategy: Strategy | None,
+    objectives: list[Objective],
+    cfg: TrainConfig,
+    ctx: Context,
+    folder: Path,
+    evaluate: Evaluate | None = None,
+) -> TrainResult:
+    """Train `model` in place on the summed loss terms of `objectives` over `ctx.data`; it ends in eval mode.
+
+    A batch is `cfg.batch_size` images over all processes, a step is `cfg.accumulation` batches. The state is kept in
+    `folder`: called again on it, the training goes on where it stopped and, on a CPU, ends with the same bits.
+    `evaluate` returns the metric of a model in percent; process 0 alone calls it and writes.
+
+    Raises:
+        InputError: impossible settings, no data, or a folder with another training.
+        TrainingError: the loss or its gradient is no longer finite.
+    """
+    training = _start(model, strategy, objectives, cfg, ctx, folder, evaluate)
+    try:
+        if training.state.stopped_by is None:
+            _run(training)
+        return _result(training)
+    finally:
+        close_trackers(training.accelerator)
+        model.eval()
+
+
+def _start(
+    model: nn.Module,
+    strategy: Strategy | None,
+    objectives: list[Objective],
+    cfg: TrainConfig,
+    ctx: Context,
+    folder: Path,
+    evaluate: Evaluate | None,
+) -> _Training:
+    problems = [f"TrainConfig.{problem}" for problem in train_problems(cfg)]
+    if cfg.eval_iter is not None and evaluate is None:
+        problems.append("TrainConfig.eval_iter: there is nothing to evaluate with; name data.val or leave it out")
+    if not objectives:
+        problems.append("there is no loss to train on: add a Distillation section, or give labelled images")
+    if ctx.data is None:
+        problems.append("data.train: missing; recovery training needs images (labels are optional)")
+    if problems or ctx.data is None:
+        raise InputError(problems)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = make_accelerator(cfg, ctx, folder)
+    seed_everything(ctx.recipe.seed, accelerator.process_index)
+    steps = total_steps(cfg, batches_per_epoch(ctx.data.train_loader(_batch_size(cfg, ctx))))
+    terms = LossTerms(model, objectives).to(accelerator.device)
+    ranges = strategy.range_parameters(model) if strategy is not None else []
+    optimizer = make_optimizer(parameter_groups(model, terms.extra, ranges, cfg), cfg)
+    # Averaging starts from nothing: a plain decay of 0.999 would keep the damaged weights for a thousand steps.
+    ema = None
+    if cfg.ema_decay is not None:
+        ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, exclude_buffers=True)
+    parts = {"model": model, "extra": terms.extra} | ({"ema": ema.module} if ema is not None else {})
+    state = TrainState(parts, optimizer, key=_key(cfg, ctx, steps, strategy))
+    training = _Training(
+        model=model,
+        strategy=strategy,
+        cfg=cfg,
+        ctx=ctx,
+        folder=folder,
+        evaluate=evaluate,
+        accelerator=accelerator,
+        terms=terms,
+        ema=ema,
+        state=state,
+        steps=steps,
+        title=strategy.name if strategy is not None else "train",
+    )
+    training.last_good = load_state(state, folder, restore_random=accelerator.is_main_process)
+    if training.last_good is not None:
+        ctx.log("train_resumed", f"{training.title}: continuing after step {state.step}", step=state.step, steps=steps)
+        if not accelerator.is_main_process:
+            seed_everything(ctx.recipe.seed, accelerator.process_index, state.step)
+    training.terms = accelerator.prepare_model(terms)
+    return training
+
+
+def _run(training: _Training) -> None:
+    """Every step that is left, then the weights that were chosen."""
+    state, cfg = training.state, training.cfg
+    ctx = training.ctx
+    assert ctx.data is not None
+    consumed = state.step * cfg.accumulation
+    stream = batch_stream(ctx.data, _batch_size(cfg, ctx), training.accelerator, ctx.recipe.seed, consumed)
+    meter = Meter(training.steps, state.step, state.seconds, state.images)
+    training.model.train()
+    with Bar(training.title, training.steps, state.step, training.accelerator.is_main_process) as bar:
+        while state.step < training.steps:
+            rate = set_learning_rate(state.optimizer, schedule_factor(state.step + 1, training.steps, cfg))
+            terms, images = _backward(training, stream)
+            norm = clip_gradients(state.optimizer, cfg.clip_grad)
+            check_finite(state.step + 1, terms, norm, cfg, training.last_good)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            values = {}
+            if training.strategy is not None:
+                values = training.strategy.after_step(training.model, state.step, training.steps)
+            if training.ema is not None:
+                training.ema.update(training.model, state.step)
+            meter.add(state.step, terms, images)
+            if state.step % cfg.logging_iter == 0 or state.step == training.steps:
+                _report(training, meter, bar, rate, values)
+            reached = _evaluate_when_due(training)
+            if reached or state.step == training.steps:
+                break
+            if state.step % cfg.save_iter == 0:
+                _save(training, meter)
+    _finish(training, meter, "target_metric" if reached else "steps")
+
+
+def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, float], int]:
+    """Gradients of one step's batches; their mean loss terms in this process and the number of images in all."""
+    count, accelerator = training.cfg.accumulation, training.accelerator
+    names: list[str] = []
+    total: Tensor | None = None
+    images = 0
+    for index in range(count):
+        batch = next(stream)
+        images += global_batch(len(batch.images), accelerator)
+        # Gradients are averaged over the processes once per step, with the last of its batches.
+        with accelerator.no_sync(training.terms) if index + 1 < count else nullcontext():
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=training.cfg.amp == "bf16"):
+                terms = training.terms(batch.images, batch.labels)
+            names = list(terms)
+            values = torch.stack([term.float() for term in terms.values()]) / count
+            values.sum().backward()  # type: ignore[no-untyped-call]
+        total = values.detach() if total is None else total + values.detach()
+    assert total is not None
+    return dict(zip(names, total.tolist(), strict=True)), images
+
+
+def _report(training: _Training, meter: Meter, bar: Bar, rate: float, values: dict[str, float]) -> None:
+    """The event of a logging step, its line or bar, and the trackers. Terms are process 0's own part."""
+    line = describe(training.title, meter, rate, values)
+    bar.update(meter.step, line)
+    losses = meter.losses()
+    training.ctx.log(
+        "train_step",
+        "" if bar.shown else line,
+        stage=training.title,
+        step=meter.step,
+        steps=meter.steps,
+        lr=rate,
+        loss=sum(losses.values()),
+        losses=losses,
+        values=values,
+        images_per_second=round(meter.images_per_second, 2),
+        eta_seconds=round(meter.eta_seconds, 1),
+    )
+    if training.cfg.trackers:
+        tracked = {f"loss/{name}": value for name, value in losses.items()} | {"lr": rate} | values
+        training.accelerator.log(tracked | {"images_per_second": meter.images_per_second}, step=meter.step)
+
+
+def _evaluate_when_due(training: _Training) -> bool:
+    """Evaluate every `eval_iter` steps and after the last; remember the best; True when the target is reached."""
+    cfg, state = training.cfg, training.state
+    if cfg.eval_iter is None or training.evaluate is None:
+        return False
+    if state.step % cfg.eval_iter and state.step != training.steps:
+        return False
+    model = training.ema.module if training.ema is not None else training.model
+    value = 0.0
+    if training.accelerator.is_main_process:
+        model.eval()
+        value = float(training.evaluate(model))
+    # Every process must stop at the same step, so that none waits for another's gradients.
+    value = from_main(value, training.accelerator)
+    training.model.train()
+    better = state.best_metric is None or _better(value, state.best_metric, cfg.metric_mode)
+    if better:
+        state.best_metric, state.best_step = value, state.step
+        if cfg.select == "best" and training.accelerator.is_main_process:
+            save_tensors(best_path(training.folder, state.step), model.state_dict())
+    message = f"{training.title} {state.step}/{training.steps}  metric {value:.4g}{' (best so far)' if better else ''}"
+    training.ctx.log("train_evaluation", message, stage=training.title, step=state.step, metric=value, best=better)
+    if training.cfg.trackers:
+        training.accelerator.log({"metric": value}, step=state.step)
+    return cfg.target_metric is not None and not _better(cfg.target_metric, value, cfg.metric_mode)
+
+
+def _better(value: float, than: float, mode: str) -> bool:
+    return value > than if mode == "max" else value < than
+
+
+def _save(training: _Training, meter: Meter) -> None:
+    state = training.state
+    state.seconds, state.images, state.losses = meter.seconds, meter.images, meter.losses()
+    if training.accelerator.is_main_process:
+        training.last_good = save_state(state, training.folder)
+
+
+def _finish(training: _Training, meter: Meter, stopped_by: str) -> None:
+    """Put the chosen weights into the model (best, else averaged, else last) and keep them."""
+    state = training.state
+    training.accelerator.wait_for_everyone()
+    if training.cfg.select == "best" and state.best_step is not None:
+        load_module(training.model, best_path(training.folder, state.best_step))
+    elif training.ema is not None:
+        training.model.load_state_dict(training.ema.module.state_dict())
+    state.stopped_by = stopped_by
+    training.accelerator.wait_for_everyone()
+    _save(training, meter)
+    training.accelerator.wait_for_everyone()
+
+
+def _result(training: _Training) -> TrainResult:
+    state = training.state
+    assert state.stopped_by is not None
+    rate = state.images / max(state.seconds, 1e-9)
+    return TrainResult(state.step, state.seconds, rate, dict(state.losses), state.best_metric, state.stopped_by)
+
+
+def _batch_size(cfg: TrainConfig, ctx: Context) -> int:
+    return cfg.batch_size or ctx.recipe.data.batch_size
+
+
+def _key(cfg: TrainConfig, ctx: Context, steps: int, strategy: Strategy | None) -> dict[str, Any]:
+    fields = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in _FREE}
+    name = strategy.name if strategy is not None else None
+    return fields | {"batch_size": _batch_size(cfg, ctx), "seed": ctx.recipe.seed, "steps": steps, "strategy": name}

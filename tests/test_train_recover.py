@@ -1,0 +1,346 @@
+"""The training loop: every setting is applied, and a resumed run ends with the same bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from act.context import Context
+from act.data.bundle import DataBundle
+from act.errors import InputError, TrainingError
+from act.recipe.schema import Recipe, TrainConfig
+from act.strategies.base import LayerPlan, Objective, Phase, Strategy
+from act.train.recover import TrainResult, recover
+from act.train.task import TaskLoss
+
+IMAGES = 40
+
+
+class Shuffled(Sampler[int]):
+    """A permutation by (seed, epoch)."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __iter__(self):
+        yield from torch.randperm(IMAGES, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+
+
+class Counting(TensorDataset):
+    """Remembers which images were read."""
+
+    read: list[int]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def make_dataset() -> Counting:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, 5, (IMAGES,), generator=generator)
+    images = torch.randn(IMAGES, 3, 32, 32, generator=generator) + labels[:, None, None, None]
+    dataset = Counting(images, labels)
+    dataset.read = []
+    return dataset
+
+
+def make_context(dataset: Counting | None = None, batch_size: int = 8, events: list[Any] | None = None) -> Context:
+    dataset = dataset or make_dataset()
+    loader = DataLoader(dataset, batch_size=batch_size, sampler=Shuffled())
+    bundle = DataBundle.from_loaders(loader)
+    dataset.read.clear()
+    recipe = Recipe()
+    recipe.data.batch_size = batch_size
+    ctx = Context(recipe=recipe, input_size=(3, 32, 32), data=bundle)
+    if events is not None:
+        ctx.log = lambda event, message="", **fields: events.append((event, message, fields))
+    return ctx
+
+
+def make_model(**kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", **{**size, **kwargs})
+    return model.eval()
+
+
+def train(
+    folder: Path, ctx: Context | None = None, evaluate: Any = None, **fields: Any
+) -> tuple[nn.Module, TrainResult]:
+    model = make_model(proj_drop_rate=0.1)
+    strategy = fields.pop("strategy", None)
+    cfg = TrainConfig(**{"train_iter": 7, "learning_rate": 1e-3, "save_iter": 1000, **fields})
+    result = recover(model, strategy, [TaskLoss()], cfg, ctx or make_context(), folder, evaluate)
+    return model, result
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), two.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step: int) -> Any:
+    def log(event: str, message: str = "", **fields: Any) -> None:
+        if event == "train_step" and fields["step"] == step:
+            raise Killed
+
+    return log
+
+
+def test_training_lowers_the_loss_and_reports(tmp_path: Path) -> None:
+    events: list[Any] = []
+    _, result = train(tmp_path, make_context(events=events), train_iter=100, logging_iter=5)
+    steps = [fields for event, _, fields in events if event == "train_step"]
+    assert [fields["step"] for fields in steps] == list(range(5, 101, 5))
+    assert steps[-1]["losses"]["task"] < 0.75 * steps[0]["losses"]["task"]
+    assert steps[0]["lr"] > steps[-1]["lr"] > 0
+    assert (result.steps, result.stopped_by, result.best_metric) == (100, "steps", None)
+    assert result.images_per_second > 0
+    assert set(result.losses) == {"task"}
+
+
+@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9, "accumulation": 2, "amp": "bf16"}, {"optimizer": "sgd"}])
+def test_resume_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path: Path, extra: dict[str, Any]) -> None:
+    whole, _ = train(tmp_path / "whole", save_iter=3, **extra)
+    ctx = make_context()
+    ctx.log = kill_at(5)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", ctx, save_iter=3, logging_iter=1, **extra)
+    assert [path.name for path in (tmp_path / "cut").glob("step-*")] == ["step-00000003"]
+    torch.rand(100)  # whatever happened in between
+    resumed, result = train(tmp_path / "cut", save_iter=3, **extra)
+    assert result.steps == 7
+    assert same(whole, resumed)
+
+
+def test_resume_skips_consumed_images_without_reading_them(tmp_path: Path) -> None:
+    whole = make_dataset()
+    train(tmp_path / "whole", make_context(whole), train_iter=5)
+    ctx = make_context()
+    ctx.log = kill_at(4)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", ctx, train_iter=5, save_iter=3, logging_iter=1)
+    rest = make_dataset()
+    train(tmp_path / "cut", make_context(rest), train_iter=5, save_iter=3)
+    assert rest.read == whole.read[24:]
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    first, result = train(tmp_path)
+    dataset = make_dataset()
+    again, second = train(tmp_path, make_context(dataset))
+    assert same(first, again)
+    assert second == result
+    assert dataset.read == []
+    names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert names == ["model.safetensors", "state.json"]
+
+
+def test_other_settings_are_refused_on_the_same_folder(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(InputError, match=r"learning_rate was 0\.001 and is 0\.01.*fresh --dir"):
+        train(tmp_path, learning_rate=1e-2)
+
+
+def test_epochs_count_full_batches(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    ctx = make_context(dataset, batch_size=12)
+    _, result = train(tmp_path, ctx, train_iter=None, epochs=2)
+    assert result.steps == 6
+    first, second = dataset.read[:36], dataset.read[-36:]
+    assert len(set(first)) == 36
+    assert first != second
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "train_iter": 2}
+    halves, _ = _trained(tmp_path / "halves", make_context(batch_size=4), accumulation=2, **settings)
+    one, _ = _trained(tmp_path / "one", make_context(batch_size=8), **settings)
+    for a, b in zip(halves.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def _trained(folder: Path, ctx: Context, **fields: Any) -> tuple[nn.Module, TrainResult]:
+    model = make_model()
+    return model, recover(model, None, [TaskLoss()], TrainConfig(**fields), ctx, folder, None)
+
+
+def test_best_weights_are_kept_and_target_stops(tmp_path: Path) -> None:
+    seen: list[tuple[float, dict[str, Tensor]]] = []
+    metrics = iter([10.0, 30.0, 20.0, 5.0])
+
+    def evaluate(model: nn.Module) -> float:
+        assert not model.training
+        seen.append((next(metrics), copy.deepcopy(model.state_dict())))
+        return seen[-1][0]
+
+    model, result = train(tmp_path / "max", evaluate=evaluate, eval_iter=2, select="best", train_iter=7)
+    assert [metric for metric, _ in seen] == [10.0, 30.0, 20.0, 5.0]
+    assert result.best_metric == 30.0
+    assert all(torch.equal(value, seen[1][1][name]) for name, value in model.state_dict().items())
+    assert not list((tmp_path / "max").glob("best-*"))
+
+    values = iter([9.0, 4.0])
+    _, result = train(
+        tmp_path / "min", evaluate=lambda _: next(values), eval_iter=2, metric_mode="min", target_metric=4.0
+    )
+    assert (result.steps, result.stopped_by, result.best_metric) == (4, "target_metric", 4.0)
+
+
+class Spoiled(Objective):
+    """Gives NaN from a step on."""
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+
+    def losses(self, images: Tensor, labels: Tensor | None, output: Tensor) -> dict[str, Tensor]:
+        self.good -= 1
+        return {"fine": output.square().mean(), "spoiled": output.mean() * (1.0 if self.good >= 0 else float("nan"))}
+
+
+def test_nan_stops_with_the_last_good_state(tmp_path: Path) -> None:
+    model = make_model()
+    cfg = TrainConfig(train_iter=9, save_iter=2, learning_rate=1e-3)
+    with pytest.raises(TrainingError) as caught:
+        recover(model, None, [Spoiled(5)], cfg, make_context(), tmp_path, None)
+    message = str(caught.value)
+    assert "step 6" in message
+    assert "the loss spoiled is not finite" in message
+    assert "learning_rate 0.001" in message
+    assert str(tmp_path / "step-00000004") in message
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+class Scaled(nn.Module):
+    """A model with a learned range and a mask buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = make_model()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("mask", torch.ones(4, dtype=torch.bool))
+        self.register_buffer("level", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * self.scale
+
+
+class Masking(Strategy):
+    """Flips the mask at each step; named only in its subclass so that the registry stays clean."""
+
+    phase = Phase.SPARSITY
+
+    def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
+        return LayerPlan()
+
+    def prepare(self, model: nn.Module, ctx: Context) -> None:
+        return None
+
+    def range_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        return [model.scale]
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> dict[str, float]:
+        model.mask[step % 4] = ~model.mask[step % 4]
+        model.level.fill_(step)
+        return {"flipped": 1.0}
+
+
+def test_averages_keep_masks_exact_and_ranges_have_their_own_rate(tmp_path: Path) -> None:
+    model = Scaled()
+    averaged: dict[str, Tensor] = {}
+
+    def evaluate(ema: nn.Module) -> float:
+        assert ema is not model
+        averaged.update(copy.deepcopy(ema.state_dict()))
+        assert ema.mask.dtype == torch.bool
+        assert torch.equal(ema.mask, model.mask)
+        assert float(ema.level) == float(model.level)
+        return 0.0
+
+    events: list[Any] = []
+    cfg = TrainConfig(
+        train_iter=6,
+        ema_decay=0.9,
+        eval_iter=3,
+        logging_iter=1,
+        learning_rate=1e-12,
+        range_learning_rate=0.1,
+        clip_grad=None,
+    )
+    ctx = make_context(events=events)
+    recover(model, Masking(None), [TaskLoss()], cfg, ctx, tmp_path, evaluate)
+    # The weights stand still, the range moves.
+    torch.testing.assert_close(model.body.head.weight, make_model().head.weight, atol=1e-9, rtol=0)
+    assert abs(float(model.scale.detach()) - 1.0) > 0.01
+    assert torch.equal(model.scale, averaged["scale"])  # it ends with the averaged weights
+    assert events[0][2]["values"] == {"flipped": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epochs": 1}, "epochs, train_iter"),
+        ({"optimizer": "adamww"}, "did you mean adamw"),
+        ({"scheduler": "cosin"}, "allowed: cosine, linear, constant"),
+        ({"select": "best"}, "give eval_iter"),
+        ({"target_metric": 3.0}, "give eval_iter"),
+        ({"eval_iter": 2}, "name data.val"),
+        ({"accumulation": 0}, "accumulation: 0"),
+        ({"trackers": ["tensorbored"]}, "TrainConfig.trackers: 'tensorbored'"),
+        ({"ema_decay": 1.5}, "ema_decay"),
+    ],
+)
+def test_impossible_settings_are_named(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        train(tmp_path, **fields)
+    assert words in str(caught.value)
+
+
+def test_training_without_labels_or_loss_says_what_to_add(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Distillation"):
+        recover(make_model(), None, [], TrainConfig(), make_context(), tmp_path, None)
+    unlabelled = DataBundle.from_loaders(DataLoader(TensorDataset(torch.randn(16, 3, 32, 32)), batch_size=8))
+    ctx = Context(recipe=Recipe(), input_size=(3, 32, 32), data=unlabelled)
+    with pytest.raises(InputError, match="needs labels"):
+        recover(make_model(), None, [TaskLoss()], TrainConfig(), ctx, tmp_path, None)
+
+
+def test_tensorboard_gets_every_term(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(tmp_path, trackers=["tensorboard"], logging_iter=2)
+    assert list((tmp_path / "trackers").rglob("events.out.tfevents*"))
+
+
+def test_state_is_plain_json_and_safetensors(tmp_path: Path) -> None:
+    ctx = make_context()
+    ctx.log = kill_at(3)
+    with pytest.raises(Killed):
+        train(tmp_path, ctx, save_iter=2, logging_iter=1, ema_decay=0.5)
+    names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert names == [
+        "ema.safetensors",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "random.safetensors",
+        "state.json",
+    ]
+    assert json.loads((tmp_path / "state.json").read_text())["step"] == 2
