@@ -31,6 +31,7 @@ _OP_TYPES: dict[str, list[str]] = {
     # ACT's op type covers both the layers with weights and the products of two activations.
     "matmul_v2": ["linear", "matmul"],
 }
+_ALGORITHMS = {"hist": "percentile", "KL": "entropy", "mse": "mse", "abs_max": "minmax"}
 _PADDLE_NAME = re.compile(
     r"[A-Za-z_]+\d*\.(?:tmp|w|b|out|cast)_\d+|.*\.tmp_\d+|(?:save_infer_model|elementwise_|batch_norm)\S*"
 )
@@ -52,7 +53,7 @@ _REFUSED_FIELDS: dict[str, dict[str, str]] = {
         "onnx_format": _NO_ONNX,
         "is_full_quantize": "remove it; quantize_op_types names what is quantised",
         "activation_quantize_type": "remove it; the calibration method decides the ranges",
-        "batch_nums": "write data.calibration_images (batches times batch size)",
+        "batch_nums": "write images (batches times batch size)",
         "batch_size": "write data.batch_size",
         "epochs": "remove it; QuantPost does not train, QuantAware does",
         "lr": "remove it; QuantPost does not train, QuantAware does",
@@ -60,8 +61,8 @@ _REFUSED_FIELDS: dict[str, dict[str, str]] = {
         "simulate_activation_quant": "remove it; there is no reconstruction to simulate for",
         "region_weights_names": "remove it; there is no reconstruction",
         "regions": "remove it; there is no reconstruction",
-        "skip_tensor_list": "Paddle variable names mean nothing here; skip layers by globs of module names",
-        "bias_correct": "write bias_correction where the section has it",
+        "skip_tensor_list": "Paddle variable names mean nothing here; write `exclude: [GLOB]` with module names",
+        "bias_correct": "write bias_correction",
     },
     "Distillation": {
         "teacher_model_dir": _TEACHER,
@@ -69,7 +70,7 @@ _REFUSED_FIELDS: dict[str, dict[str, str]] = {
         "teacher_params_filename": _TEACHER,
     },
     "Prune": {
-        "prune_params_name": "Paddle parameter names mean nothing here; choose layers by globs of module names",
+        "prune_params_name": "Paddle parameter names mean nothing here; write `include: [GLOB]` with module names",
         "pruned_ratio": 'remove it; write the sparsity as `pattern: "2:4"`',
         "criterion": "remove it; magnitude decides which weights stay",
     },
@@ -150,7 +151,9 @@ def act_fields(tree: Tree, sections: dict[str, type], problems: Problems) -> lis
 def _act_field(section: str, key: str, values: Tree, problems: Problems, notes: list[str]) -> None:
     path = f"{section}.{key}"
     implied = _IMPLIED.get(section, {}).get(key)
-    if implied is not None:
+    if section == "QuantPost" and key in ("algo", "hist_percent"):
+        _calibration(key, values, problems, notes)
+    elif implied is not None:
         value = values.pop(key)
         if value in implied:
             notes.append(f"{path}: {shown(value)} is what is done here anyway; the key can be removed")
@@ -159,6 +162,24 @@ def _act_field(section: str, key: str, values: Tree, problems: Problems, notes: 
     elif key in _REFUSED_FIELDS.get(section, {}):
         del values[key]
         problems.add(path, f"a field of PaddleSlim ACT that does not carry over: {_REFUSED_FIELDS[section][key]}")
+
+
+def _calibration(key: str, values: Tree, problems: Problems, notes: list[str]) -> None:
+    path, given = f"QuantPost.{key}", values.pop(key)
+    target = "percentile"
+    value: str | float | None = None
+    if key == "algo":
+        target, value = "calibration", _ALGORITHMS.get(given) if isinstance(given, str) else None
+    elif isinstance(given, int | float) and 0.5 < given <= 1:
+        value = 100 * given
+    if value is None:
+        known = "0.5 to 1" if key == "hist_percent" else ", ".join(_ALGORITHMS)
+        problems.add(path, f"{shown(given)} has no counterpart; known: {known}; or write {target}")
+    elif target in values:
+        problems.add(path, f"is given as {target} as well; keep one of them")
+    else:
+        values[target] = value
+        notes.append(f"{path}: {shown(given)} is read as {target}: {value}")
 
 
 def _op_types(path: str, value: Any, problems: Problems, notes: list[str]) -> Any:

@@ -29,9 +29,9 @@ from act.recipe.compose import Overrides, compose_groups
 from act.recipe.dump import dump_recipe, recipe_hash, recipe_to_dict
 from act.recipe.guard import plain
 from act.recipe.paths import find_recipe
-from act.recipe.references import model_configs, resolve_references
+from act.recipe.references import model_configs, resolve_references, typed_models
 from act.recipe.schema import DataConfig, ExportConfig, ModelConfig, Recipe, TargetConfig, TrainConfig
-from act.strategies.base import Strategy, load_strategies
+from act.strategies.base import Phase, Strategy, load_strategies
 
 __all__ = [
     "Loaded",
@@ -42,6 +42,7 @@ __all__ = [
     "recipe_hash",
     "recipe_to_dict",
     "stage_train_config",
+    "training_stages",
 ]
 
 # Section of the YAML -> (attribute of Recipe, its dataclass)
@@ -95,6 +96,12 @@ def recipe_from_dict(
     return _read(values, overrides, folder or Path.cwd(), Problems(source), default_name="recipe").recipe
 
 
+def training_stages(names: Sequence[str], registry: Mapping[str, type[Strategy]]) -> list[str]:
+    """Which of a recipe's strategies have a stage that trains; Distillation has one only where no other does."""
+    others = [name for name in names if registry[name].phase is not Phase.OBJECTIVE and registry[name].trains]
+    return others or [name for name in names if registry[name].phase is Phase.OBJECTIVE]
+
+
 def stage_train_config(recipe: Recipe, strategy_name: str) -> TrainConfig:
     """The training section of one stage: the general one with what `stages` says for the strategy."""
     values = {item.name: getattr(recipe.train, item.name) for item in dataclasses.fields(TrainConfig)}
@@ -120,6 +127,7 @@ def _read(
     problems.overridden.update(overrides.keys)
     composed = compose_groups(body, defaults, overrides, problems)
     overrides.apply(composed, problems)
+    _forget(composed, overrides.removed)
     composed = _known_sections(rename_sections(composed, registry, problems), registry, problems)
     strategies = {name: cls.Config for name, cls in registry.items() if name in composed}
     notes = act_fields(composed, strategies | {"TrainConfig": TrainConfig}, problems)
@@ -128,6 +136,15 @@ def _read(
     resolve_references(recipe, folder, problems)
     problems.raise_if_any()
     return Loaded(recipe, notes)
+
+
+def _forget(tree: dict[str, Any], removed: Sequence[str]) -> None:
+    """Drop the per-stage training of sections that the command line removed."""
+    train = tree.get("TrainConfig")
+    stages = train.get("stages") if isinstance(train, dict) else None
+    if isinstance(stages, dict):
+        for name in removed:
+            stages.pop(name, None)
 
 
 def _known_sections(tree: dict[str, Any], registry: dict[str, type[Strategy]], problems: Problems) -> dict[str, Any]:
@@ -165,7 +182,7 @@ def _build(tree: dict[str, Any], registry: dict[str, type[Strategy]], problems: 
         before = len(problems.found)
         config = build(strategy.Config, tree[name], name, problems)
         if config is not None:
-            recipe.strategies[name] = config
+            recipe.strategies[name] = typed_models(config, name, problems)
         if len(problems.found) > before:
             continue  # a strategy's own checks expect the right types
         for problem in strategy.problems(config):
@@ -180,11 +197,12 @@ def _stages(
 ) -> dict[str, Any]:
     """Per-stage overrides with canonical names and typed values."""
     result: dict[str, Any] = {}
+    here = training_stages([name for name in registry if name in tree], registry)
     for given, values in stages.items():
         name, key = section_name(given, registry), f"TrainConfig.stages.{given}"
-        here = [strategy for strategy in registry if strategy in tree]
         if name not in here:
-            problems.add(key, f"no such stage in this recipe{near(given, here)}; allowed: {', '.join(here) or 'none'}")
+            hint = near(given, here)
+            problems.add(key, f"no stage of this recipe that trains{hint}; allowed: {', '.join(here) or 'none'}")
             continue
         if isinstance(values, dict) and "stages" in values:
             problems.add(f"{key}.stages", "stages cannot be nested")

@@ -52,6 +52,11 @@ def find_recipe(name: str | Path) -> Path:
     raise InputError(f"{name}: no such recipe file{hint}; shipped recipes: {', '.join(shipped) or 'none'}")
 
 
+def is_recipe(name: str) -> bool:
+    """Whether `name` means a recipe (a YAML file, there or not, or a shipped one) rather than a model."""
+    return name.endswith((".yaml", ".yml")) or name in {recipe.stem for recipe in list_recipes()}
+
+
 def asset(name: str) -> Path:
     """The path of `builtin:NAME` (the prefix may be left out); NAME may go on into a tar, as in `digits.tar/train`.
 

@@ -1,0 +1,38 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from act.cli.output import note
+
+if TYPE_CHECKING:
+    from act.recipe.schema import Recipe
+
+
+def recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and the `key=value` words after it."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe (recipes ls)")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="change a value (TrainConfig.epochs=1), choose a config group (Prune=2to4), remove a section (~Prune)",
+    )
+
+
+def json_argument(parser: argparse.ArgumentParser) -> None:
+    """--json, for verbs that report."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def read(args: argparse.Namespace) -> Recipe:
+    """The recipe of `recipe_arguments`; how ACT spellings were read is noted on stderr."""
+    from act.recipe.load import read_recipe
+
+    loaded = read_recipe(args.recipe, args.overrides)
+    for text in loaded.notes:
+        note(text)
+    return loaded.recipe

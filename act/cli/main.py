@@ -1,0 +1,106 @@
+"""The command `vitcompress`: parses the verb, runs it, and turns every failure into one kind of message.
+
+Exit codes: 0 done and goals met, 1 something went wrong (a run can be continued), 2 bad input, 3 goals missed or a
+verification that does not hold, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from act import __version__
+from act.cli import doctor, eval, nodes, plan, recipes, run, verify
+from act.errors import ActError, InputError
+
+# Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
+VERBS = {"run": run, "plan": plan, "nodes": nodes, "recipes": recipes, "eval": eval, "verify": verify, "doctor": doctor}
+PROGRAM = "vitcompress"
+_EPILOG = """\
+examples:
+  vitcompress run quickstart                       the embedded example, from YAML to a verified ONNX file
+  vitcompress plan quickstart                      what it would do, without doing it
+  vitcompress run recipe.yaml data.train=photos    your own recipe, with one value changed
+
+`vitcompress VERB --help` has the options and examples of a verb.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all verbs."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Prune, distil and quantise an unmodified vision transformer from one YAML, to a verified file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, module in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.arguments(verb)
+        verb.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        verb.set_defaults(command=module.command)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line; `key=value` words may stand before and after options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse gives a list of words only those before the first option; the rest come back as unknown.
+    words = [word for word in rest if hasattr(args, "overrides") and not word.startswith("-")]
+    unknown = [word for word in rest if word not in words]
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}; see: {PROGRAM} {args.verb} --help")
+    if words:
+        args.overrides = [*args.overrides, *words]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; only argparse's own errors and --help raise SystemExit."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse(argv)
+    try:
+        return int(args.command(args))
+    except InputError as error:
+        return _failed(args.debug, error.exit_code, error.problems)
+    except ActError as error:
+        return _failed(args.debug, error.exit_code, str(error).splitlines())
+    except KeyboardInterrupt:
+        again = f"; continue with: {PROGRAM} {shlex.join(argv)}" if args.verb == "run" else ""
+        return _failed(args.debug, 130, [f"interrupted{again}"])
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # whatever it is, a user gets one line; --debug has the rest
+        text = " ".join(str(error).split())[:300]
+        hint = "" if args.debug else "; this should not happen, run again with --debug for the traceback"
+        return _failed(args.debug, 1, [f"{type(error).__name__}: {text}{hint}"])
+
+
+def _failed(debug: bool, code: int, lines: Sequence[str]) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    for line in lines:
+        print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""`vitcompress plan`: the composed pipeline; nothing heavy runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from act.cli.common import json_argument, read, recipe_arguments
+from act.cli.output import number, print_json, size, table, warn
+
+if TYPE_CHECKING:
+    from act.plan import Plan, StagePlan
+
+HELP = "show the stages of a recipe, and which layers each will and will not touch"
+DESCRIPTION = """\
+Builds the model on the CPU, looks at the data, and shows the stages in order, the layers that each will touch, those
+it leaves with the reason, the training steps and an estimate of memory. Nothing is trained or written."""
+EPILOG = """\
+examples:
+  vitcompress plan quickstart
+  vitcompress plan recipe.yaml Prune.exclude='[blocks.0.*]' --layers
+  vitcompress plan recipe.yaml --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    recipe_arguments(parser)
+    parser.add_argument("--layers", action="store_true", help="list every layer that will be touched, one per line")
+    json_argument(parser)
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    recipe = read(args)
+    from act.models import load_model
+    from act.plan import make_plan
+
+    plan = make_plan(recipe, load_model(recipe.model))
+    if args.json:
+        print_json(as_json(plan))
+        return 0
+    _print_head(plan)
+    for entry in plan.stages:
+        _print_stage(entry, args.layers)
+    for text in plan.warnings:
+        warn(text)
+    return 0
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values."""
+    from act.recipe.load import recipe_hash
+
+    return {
+        "recipe": plan.recipe.name,
+        "recipe_hash": recipe_hash(plan.recipe),
+        "model": plan.recipe.model.name,
+        "parameters": plan.parameters,
+        "input_size": list(plan.input_size),
+        "train_images": plan.train_images,
+        "labelled": plan.labelled,
+        "stages": [
+            {
+                "name": entry.stage.name,
+                "strategy": entry.stage.strategy.name,
+                "objectives": [objective.name for objective in entry.stage.objectives],
+                "trains": entry.stage.train is not None,
+                "steps": entry.steps,
+                "length": entry.length,
+                "layers_done": entry.layers.done,
+                "layers_left": [{"name": layer.name, "reason": layer.reason} for layer in entry.layers.left],
+                "memory_bytes": entry.memory.total,
+            }
+            for entry in plan.stages
+        ],
+        "warnings": plan.warnings,
+    }
+
+
+def _print_head(plan: Plan) -> None:
+    recipe = plan.recipe
+    images = "no data" if plan.train_images is None else f"{plan.train_images} training images"
+    labels = "" if plan.labelled is None else ", labelled" if plan.labelled else ", unlabelled"
+    rows = [
+        [
+            entry.stage.index,
+            entry.stage.name,
+            len(entry.layers.done),
+            len(entry.layers.left),
+            "-" if entry.steps is None else entry.steps,
+            entry.length,
+            "~" + size(entry.memory.total),
+        ]
+        for entry in plan.stages
+    ]
+    shape = " x ".join(map(str, plan.input_size))
+    title = f"{recipe.name}: {recipe.model.name}, {number(plan.parameters)} parameters, {shape}; {images}{labels}"
+    columns = ["", "stage", "layers", "left", "steps", "length", "memory"]
+    table(title, columns, rows, right=["layers", "left", "steps", "memory"])
+
+
+def _print_stage(entry: StagePlan, layers: bool) -> None:
+    stage = entry.stage
+    print(f"\n{stage.index}. {stage.name}")
+    if stage.train is not None:
+        learns = " and ".join(objective.name for objective in stage.objectives) or "the labels"
+        train = stage.train
+        warmup = f" after {train.warmup_iter} steps of warm-up" if train.warmup_iter else ""
+        rate = f"{train.optimizer}, rate {train.learning_rate:g} {train.scheduler}{warmup}"
+        print(f"  learns from {learns}: {rate}; batch {train.batch_size or 'of data'}")
+    print(f"  memory of tensors, MB: {entry.memory.formula}")
+    if layers:
+        for name in entry.layers.done:
+            print(f"  touches {name}")
+    elif entry.layers.done:
+        print(f"  touches {len(entry.layers.done)} layers: {shorten(entry.layers.done)}")
+    for reason, count in Counter(layer.reason for layer in entry.layers.left).items():
+        names = [layer.name for layer in entry.layers.left if layer.reason == reason]
+        print(f"  leaves {names[0] if count == 1 else f'{count} layers ({shorten(names)})'}: {reason}")
+
+
+def shorten(names: list[str]) -> str:
+    """Layer names with their block numbers folded: blocks.0.attn.qkv, blocks.1.attn.qkv -> blocks.{0-1}.attn.qkv."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        parts = name.split(".")
+        # The last number is the position in its stage; earlier ones (Swin's stages) stay written out.
+        at = max((index for index, part in enumerate(parts) if part.isdecimal()), default=None)
+        key = name if at is None else ".".join([*parts[:at], "*", *parts[at + 1 :]])
+        found.setdefault(key, []).extend([] if at is None else [int(parts[at])])
+    return ", ".join(key.replace("*", _span(numbers)) if numbers else key for key, numbers in found.items())
+
+
+def _span(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    if sorted(numbers) == list(range(min(numbers), max(numbers) + 1)):
+        return f"{{{min(numbers)}-{max(numbers)}}}"
+    return "{" + ",".join(map(str, sorted(numbers))) + "}"
