@@ -23,12 +23,8 @@ class CalibrationImages:
             raise InputError("data.train: calibration needs images; give data.train or data.calibration a folder")
         self._batches = ctx.data.calibration(images, batch_size)
         self._device = ctx.device
+        self.count = images
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self._batches:
             yield batch.images.to(self._device)
-
-
-def calibration_images(ctx: Context, images: int) -> CalibrationImages:
-    """The first `images` of the run's calibration choice; never validation images."""
-    return CalibrationImages(ctx, images)

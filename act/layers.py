@@ -27,6 +27,7 @@ class _Compressed:
     weight_mask: Tensor | None
     weight_quantizer: FakeQuantize | None
     input_quantizer: FakeQuantize | None
+    input_factor: Tensor | None  # [in]: the input is multiplied by it (equalisation that nothing could absorb)
     straight_through: bool  # SR-STE: pruned weights keep receiving the gradient, and decay
     sparse_decay: float
 
@@ -40,8 +41,13 @@ class _Compressed:
                 weight = weight * self.weight_mask
         return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
 
+    def scaled_input(self, x: Tensor) -> Tensor:
+        """The layer's input after its equalisation factor, if it has one."""
+        return x if self.input_factor is None else x * self.input_factor
+
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input as its integer kernel will see it."""
+        x = self.scaled_input(x)
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
 
@@ -81,8 +87,9 @@ def compress_layer(model: nn.Module, name: str) -> CompressedLayer:
     # Changing the class in place keeps parameters, hooks and every reference other modules hold to the layer.
     module.__class__ = _SWAPS[type(module)]
     module.register_buffer("weight_mask", None)
-    module.weight_quantizer = None
-    module.input_quantizer = None
+    module.register_buffer("input_factor", None)
+    module.register_module("weight_quantizer", None)
+    module.register_module("input_quantizer", None)
     module.straight_through = False  # type: ignore[assignment]
     module.sparse_decay = 0.0  # type: ignore[assignment]
     return module  # type: ignore[return-value]
@@ -101,6 +108,16 @@ def mask_layers(model: nn.Module, layers: list[str], pattern: str) -> None:
     for name in layers:
         layer = compress_layer(model, name)
         layer.weight_mask = torch.ones_like(layer.weight, dtype=torch.bool)
+
+
+@edit_op("scale_input")
+def scale_inputs(model: nn.Module, layers: list[str]) -> None:
+    """Give each named linear layer an input factor of ones; the strategy fills it."""
+    for name in layers:
+        layer = compress_layer(model, name)
+        if not isinstance(layer, CompressedLinear):
+            raise InputError(f"{name}: an input factor needs a linear layer")
+        layer.input_factor = torch.ones(layer.in_features, device=layer.weight.device)
 
 
 @edit_op("quantize")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from act.errors import ExportError
-from act.layers import CompressedConv2d, CompressedLayer, CompressedLinear
+from act.layers import CompressedConv2d, CompressedLayer, CompressedLinear, compress_layer, compressed_layers
 from act.quant.fake_quant import FakeQuantize
 
 
@@ -71,6 +71,7 @@ class _Form(nn.Module):
 
     weight_int8: Tensor
     weight_float: Tensor
+    input_factor: Tensor | None
     weight_quantizer: _Grid | None
     input_quantizer: QuantizeDequantize | None
 
@@ -88,6 +89,7 @@ class _Form(nn.Module):
         else:
             self.weight_quantizer = _Grid(quantizer, f"{name}.weight_quantizer")
             self.register_buffer("weight_int8", self._stored(quantizer.codes(weight)))
+        self.register_buffer("input_factor", layer.input_factor)
         if layer.input_quantizer is not None and layer.input_quantizer.enabled:
             self.input_quantizer = QuantizeDequantize(layer.input_quantizer, f"{name}.input_quantizer")
 
@@ -96,6 +98,7 @@ class _Form(nn.Module):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The (dequantised) input and weight that the float operator multiplies."""
+        x = x if self.input_factor is None else x * self.input_factor
         x = x if self.input_quantizer is None else self.input_quantizer(x)
         grid = self.weight_quantizer
         if grid is None:
@@ -107,18 +110,29 @@ class ExportedLinear(_Form):
     """Linear as MatMul and Add with the weight stored [in, out].
 
     DequantizeLinear feeds the MatMul directly, since a Transpose between the two keeps ONNX Runtime from fusing
-    them. A two-dimensional input goes through a leading axis of 1: MatMul and Add of matrices would be merged
+    them. A two-dimensional input to quantise goes through a leading axis of 1: MatMul and Add of matrices would be merged
     into a Gemm first, which runs on integers only with an integer bias.
     """
 
     def __init__(self, layer: CompressedLinear, name: str) -> None:
         super().__init__(layer, name, axis=1)
+        self.name = name
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], for a module that multiplies by the weight itself; a quantised one must not be bypassed so."""
+        if self.weight_quantizer is None and self.input_quantizer is None:
+            return self.weight_float.t()
+        raise ExportError(
+            f"{self.name}: the model uses this layer's weight without calling the layer, so its quantisers would do "
+            "nothing; leave the layer out of the quantisation (skip)"
+        )
 
     def _stored(self, weight: Tensor) -> Tensor:
         return weight.t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.dim() == 2
+        flat = x.dim() == 2 and self.input_quantizer is not None
         y = torch.matmul(*self._operands(x.unsqueeze(0) if flat else x))
         y = y.squeeze(0) if flat else y
         return y if self.bias is None else y + self.bias
@@ -139,27 +153,29 @@ class ExportedConv2d(_Form):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def to_export_forms(model: nn.Module) -> list[str]:
-    """Replace, in place, every compressed layer and every remaining fake quantiser; return the layers' names."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, CompressedLinear | CompressedConv2d)]
+def to_export_forms(model: nn.Module) -> dict[str, Tensor]:
+    """Replace, in place, every linear layer, compressed convolution and fake quantiser by its export form.
+
+    Returns what the traced graph must contain: weights and scales of what was compressed, by initialiser name.
+    """
+    names = [name for name, _ in compressed_layers(model)]
+    for name, module in list(model.named_modules()):
+        # Layers that were not compressed become the same form, so that their weights keep a name in the file too.
+        if type(module) is nn.Linear:
+            compress_layer(model, name)
     forms: dict[int, nn.Module] = {}
-    for name, layer in layers:
-        forms[id(layer)] = (
-            ExportedLinear(layer, name) if isinstance(layer, CompressedLinear) else ExportedConv2d(layer, name)
-        )
+    for name, layer in compressed_layers(model):
+        linear = isinstance(layer, CompressedLinear)
+        forms[id(layer)] = ExportedLinear(layer, name) if linear else ExportedConv2d(layer, name)  # type: ignore[arg-type]
     _replace(model, forms)
-    quantizers = [(n, m) for n, m in model.named_modules() if isinstance(m, FakeQuantize)]
-    _replace(model, {id(m): QuantizeDequantize(m, n) if m.enabled else nn.Identity() for n, m in quantizers})
-    return [name for name, _ in layers]
-
-
-def form_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Weights and scales of the export forms in `model` by name; zero points, being shared, are left out."""
+    quantizers = [(name, module) for name, module in model.named_modules() if isinstance(module, FakeQuantize)]
+    _replace(model, {id(m): QuantizeDequantize(m, name) if m.enabled else nn.Identity() for name, m in quantizers})
     return {
         f"{name}.{key}": buffer
         for name, module in model.named_modules()
-        if isinstance(module, _Form | _Grid)
+        if isinstance(module, _Grid) or name in names
         for key, buffer in module.named_buffers(recurse=False)
+        # Zero points are shared by all.
         if not key.endswith("zero_point")
     }
 

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from act.layers import CompressedConv2d, CompressedLayer, compressed_layers
+from act.layers import CompressedLayer, CompressedLinear, compressed_layers
 from act.quant.config import QuantConfig
 from act.quant.fake_quant import FakeQuantize
 from act.quant.observer import CALIBRATIONS, AbsHistogram, percentile
+from act.quant.rows import collect_rows
+
+_FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the largest value, tried by `output`
 
 
 def quantized_layers(model: nn.Module) -> list[tuple[str, CompressedLayer]]:
@@ -18,36 +21,45 @@ def quantized_layers(model: nn.Module) -> list[tuple[str, CompressedLayer]]:
     return [(name, layer) for name, layer in compressed_layers(model) if layer.weight_quantizer is not None]
 
 
-def activation_quantizers(model: nn.Module) -> list[tuple[str, FakeQuantize]]:
-    """(name, quantiser) of every activation quantiser."""
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, FakeQuantize) and m.channels is None]
+def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
+    """Every activation quantiser by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantize) and m.channels is None}
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Iterable[Tensor], config: QuantConfig) -> None:
-    """Set every scale. Weights: the clip per channel that minimises the squared error. Activations: `config.calibration`.
+def calibrate(model: nn.Module, images: Iterable[Tensor], count: int, config: QuantConfig) -> int:
+    """Set every scale from one floating-point pass over `images` ([B, C, H, W] batches, `count` images in all).
 
-    `images` yields [B, C, H, W]; one pass, in floating point, nothing kept but histograms.
+    Weights: the clip per channel with the smallest squared error. Activations: `config.calibration`, where `output`
+    (linear layers; others fall back to mse) takes the clip with the smallest error of the layer's output. Then, with
+    `bias_correction`, the mean output error goes into the bias (arXiv 1906.04721). Returns the corrected biases' number.
     """
+    layers = quantized_layers(model)
+    linears = {name: layer for name, layer in layers if isinstance(layer, CompressedLinear)}
     activations = activation_quantizers(model)
-    weights = [layer.weight_quantizer for _, layer in quantized_layers(model) if layer.weight_quantizer is not None]
-    for quantizer in weights:
-        quantizer.enabled = False
-    for _, quantizer in activations:
+    for _, layer in layers:
+        set_weight_scale(layer)
+        _switch(layer, False)
+    for quantizer in activations.values():
         quantizer.observer = AbsHistogram()
     try:
-        for batch in images:
-            model(batch)
+        rows = {name: seen.rows for name, seen in collect_rows(model, linears, images, count).items()}
     finally:
-        seen = {name: quantizer.observer for name, quantizer in activations}
-        for _, quantizer in activations:
+        histograms = {name: quantizer.observer for name, quantizer in activations.items()}
+        for quantizer in activations.values():
             quantizer.observer = None
-        for quantizer in weights:
-            quantizer.enabled = True
-    for name, quantizer in activations:
-        quantizer.set_range(torch.tensor(_clip(seen[name], quantizer.qmax, config)))
-    for _, layer in quantized_layers(model):
-        set_weight_scale(layer)
+        for _, layer in layers:
+            _switch(layer, True)
+    for name, quantizer in activations.items():
+        layer_name = name.removesuffix(".input_quantizer")
+        if config.calibration == "output" and layer_name in rows:
+            clip = _output_clip(linears[layer_name], rows[layer_name], histograms[name].largest)
+        else:
+            clip = _clip(histograms[name], quantizer.qmax, config)
+        quantizer.set_range(torch.tensor(clip))
+    if not config.bias_correction:
+        return 0
+    return sum(_correct_bias(linears[name], sample) for name, sample in rows.items())
 
 
 def set_weight_scale(layer: CompressedLayer) -> None:
@@ -75,55 +87,39 @@ def best_clip(rows: Tensor, qmax: int) -> Tensor:
 def _clip(seen: AbsHistogram, qmax: int, config: QuantConfig) -> float:
     if config.calibration == "percentile":
         return percentile(seen, qmax, config.percentile)
-    return CALIBRATIONS[config.calibration](seen, qmax)
+    method = "mse" if config.calibration == "output" else config.calibration
+    return CALIBRATIONS[method](seen, qmax)
 
 
-@torch.no_grad()
-def correct_biases(model: nn.Module, images: Iterable[Tensor]) -> int:
-    """Subtract the mean output error per channel that quantisation causes, from each layer's bias. Returns how many.
+def _output_clip(layer: CompressedLinear, rows: Tensor, largest: float) -> float:
+    """The activation clip with the smallest squared error of the layer's output over `rows` [R, K]."""
+    quantizer = layer.input_quantizer
+    assert quantizer is not None
+    exact = rows @ _dense(layer).t()
+    scaled = layer.scaled_input(rows)
+    weight = layer.effective_weight()
+    errors = {}
+    for fraction in _FRACTIONS:
+        scale = max(largest * fraction, 1e-8) / quantizer.qmax
+        codes = (scaled / scale).round().clamp(quantizer.qmin, quantizer.qmax) * scale
+        errors[fraction] = float((codes @ weight.t() - exact).square().mean())
+    return largest * min(errors, key=lambda fraction: errors[fraction])
 
-    The means of all layers come from one pass with quantisation off and one with it on (bias correction, arXiv
-    1906.04721, applied to all layers at once: each layer's own error given a floating-point input mean).
-    """
-    layers = [(n, layer) for n, layer in quantized_layers(model) if layer.bias is not None]
-    before, after = _output_means(model, layers, images, False), _output_means(model, layers, images, True)
-    for name, layer in layers:
-        layer.bias.sub_(after[name] - before[name])
-    return len(layers)
+
+def _correct_bias(layer: CompressedLinear, rows: Tensor) -> bool:
+    if layer.bias is None:
+        return False
+    error = layer.quantized_input(rows) @ layer.effective_weight().t() - rows @ _dense(layer).t()
+    layer.bias.data.sub_(error.mean(0))
+    return True
 
 
-def _output_means(
-    model: nn.Module, layers: list[tuple[str, CompressedLayer]], images: Iterable[Tensor], quantized: bool
-) -> dict[str, Tensor]:
-    """Mean output per channel of each layer, for inputs of the floating-point model."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        def record(layer: CompressedLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if quantized:
-                _switch(layer, True)
-                output = layer.forward(inputs[0])
-                _switch(layer, False)
-            axis = 1 if isinstance(layer, CompressedConv2d) else -1
-            flat = output.movedim(axis, -1).flatten(0, -2)
-            sums[name] = sums.get(name, torch.zeros(flat.shape[1])) + flat.sum(0)
-            counts[name] = counts.get(name, 0) + flat.shape[0]
-
-        return record
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
-    for _, layer in layers:
-        _switch(layer, False)
-    try:
-        for batch in images:
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for _, layer in layers:
-            _switch(layer, True)
-    return {name: sums[name] / counts[name] for name in sums}
+def _dense(layer: CompressedLinear) -> Tensor:
+    """The weight in floating point, for the layer's raw input: masked, without the input factor."""
+    weight = layer.weight.detach()
+    if layer.weight_mask is not None:
+        weight = weight * layer.weight_mask
+    return weight if layer.input_factor is None else weight * layer.input_factor
 
 
 def _switch(layer: CompressedLayer, on: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from act.quant.observer import CALIBRATIONS
 
 OP_TYPES = ("conv2d", "linear", "matmul")
+METHODS = (*CALIBRATIONS, "output")
 
 
 @dataclass
@@ -19,10 +20,10 @@ class QuantConfig:
     quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # and matmul: q k^T, attention x v
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
     exclude: list[str] = field(default_factory=list)
-    calibration: str = "mse"  # minmax, percentile, mse, entropy: the range of activations
+    calibration: str = "output"  # minmax, percentile, mse, entropy, output: how an activation's range is chosen
     percentile: float = 99.999  # of calibration: percentile
     images: int | None = None  # calibration images; None: data.calibration_images
-    equalize: float = 0.5  # 0: off; share of the activations' difficulty folded into the weights
+    equalize: bool = True  # flatten activations by factors that move into the weights
     bias_correction: bool = True  # absorb the mean error that quantisation leaves in each layer's output
 
     def problems(self) -> list[str]:
@@ -36,14 +37,12 @@ class QuantConfig:
                 found.append(f"quantize_op_types: {op!r} is unknown; allowed: {', '.join(OP_TYPES)}")
         if not self.quantize_op_types:
             found.append(f"quantize_op_types: empty, so nothing would be quantised; allowed: {', '.join(OP_TYPES)}")
-        if self.calibration not in CALIBRATIONS:
-            found.append(f"calibration: {self.calibration!r} is unknown; allowed: {', '.join(CALIBRATIONS)}")
+        if self.calibration not in METHODS:
+            found.append(f"calibration: {self.calibration!r} is unknown; allowed: {', '.join(METHODS)}")
         if not 50 < self.percentile <= 100:
             found.append(f"percentile: {self.percentile}; allowed: above 50, up to 100")
         if self.images is not None and self.images < 1:
             found.append(f"images: {self.images}; allowed: 1 or more")
-        if not 0 <= self.equalize <= 1:
-            found.append(f"equalize: {self.equalize}; allowed: 0 (off) to 1")
         return found
 
 

@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from act.calibration import calibration_images
+from act.calibration import CalibrationImages
 from act.errors import InputError
-from act.quant.calibrate import calibrate, correct_biases, quantized_layers
+from act.layers import CompressedLinear
+from act.quant.calibrate import calibrate, quantized_layers
 from act.quant.config import QuantConfig, op_type
 from act.quant.equalize import equalize
-from act.quant.matmul import attention_modules, quantize_matmuls
+from act.quant.matmul import attention_modules
 from act.selection import select_layers
 from act.strategies.base import Invariant, LayerLeft, LayerPlan
 
 if TYPE_CHECKING:
     from act.context import Context
-
-__all__ = ["prepare_quantized", "quant_invariants", "quant_plan", "quantize_matmuls"]
 
 
 def quant_plan(model: nn.Module, config: QuantConfig, ctx: Context) -> LayerPlan:
@@ -47,14 +46,11 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
     layers = [name for name in names if name not in attentions]
     if not names:
         raise InputError("quantisation: no layer is left to quantise; see `vitcompress plan` for the reasons")
-    images = calibration_images(ctx, config.images or ctx.recipe.data.calibration_images)
+    images = _images(config, ctx)
     was_training = model.training
     model.eval()
     if config.equalize:
-        done, undone = equalize(model, images, config.equalize)
-        ctx.log("equalize", f"equalised {len(done)} activations before quantisation", folds=[f.producer for f in done])
-        for fold, reason in undone:
-            ctx.log("equalize_undone", f"not equalised: {fold.producer}: {reason}")
+        _equalize(model, [name for name in layers if isinstance(model.get_submodule(name), nn.Linear)], config, ctx)
     bits = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits, "learn": learn}
     if layers:
         ctx.edit(model, {"op": "quantize", "layers": {name: dict[str, Any](bits) for name in layers}})
@@ -64,11 +60,32 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
             model,
             {"op": "quantize_matmul", "layers": products, "activation_bits": config.activation_bits, "learn": learn},
         )
-    calibrate(model, images, config)
-    if config.bias_correction:
-        count = correct_biases(model, images)
-        ctx.log("bias_correction", f"corrected the biases of {count} layers")
+    corrected = calibrate(model, images, images.count, config)
+    ctx.log("calibrated", f"calibrated {len(names)} layers by {config.calibration}, corrected {corrected} biases")
     model.train(was_training)
+
+
+def _images(config: QuantConfig, ctx: Context) -> CalibrationImages:
+    return CalibrationImages(ctx, config.images or ctx.recipe.data.calibration_images)
+
+
+def _equalize(model: nn.Module, layers: list[str], config: QuantConfig, ctx: Context) -> None:
+    images = _images(config, ctx)
+    found = equalize(model, layers, images, images.count, (config.weight_bits, config.activation_bits))
+    if found.inserted:
+        ctx.edit(model, {"op": "scale_input", "layers": list(found.inserted)})
+        for name, factor in found.inserted.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer, CompressedLinear) and layer.input_factor is not None
+            layer.input_factor.copy_(factor)
+    ctx.log(
+        "equalized",
+        f"equalised {len(found.folded)} inputs at no cost, {len(found.inserted)} by a multiplication",
+        folded=found.folded,
+        inserted=list(found.inserted),
+    )
+    for name, reason in found.undone:
+        ctx.log("equalize_undone", f"not equalised: {name}: {reason}")
 
 
 def quant_invariants(model: nn.Module, layers: list[str] | None = None) -> list[Invariant]:

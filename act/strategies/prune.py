@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from act.errors import InputError
-from act.calibration import calibration_images
+from act.calibration import CalibrationImages
 from act.layers import CompressedLayer, compressed_layers
 from act.selection import select_layers
 from act.sparsity.masks import flip_rate, nm_mask, nm_violations, parse_pattern
@@ -112,7 +112,7 @@ class Prune(Strategy):
             masks = oneshot_prune(
                 model,
                 names,
-                calibration_images(ctx, config.images),
+                CalibrationImages(ctx, config.images),
                 n,
                 m,
                 criterion=config.criterion,
