@@ -11,9 +11,9 @@ from torch import nn
 
 from act.data.bundle import DataBundle
 from act.errors import InputError
+from act.rebuild import load_model_folder
 from act.recipe.load import load_recipe, recipe_from_dict
 from act.recipe.schema import Recipe
-from act.rebuild import load_model_folder
 from act.run.result import RunResult
 from act.run.runner import run
 

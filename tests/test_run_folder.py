@@ -104,6 +104,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 def test_stage_folders_are_named_by_order_and_name() -> None:
     assert RunFolder("d").stage(2, "QuantAware") == Path("d/stages/02-quant-aware")
+    assert RunFolder("d").stage(12, "quant_aware") == Path("d/stages/12-quant-aware")
 
 
 def test_a_stage_is_reused_only_with_its_own_key(tmp_path: Path) -> None:

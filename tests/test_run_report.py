@@ -37,9 +37,7 @@ def batches(labels: list[int] | None, predictions: list[int], size: int = 3) -> 
     images = torch.zeros(len(predictions), 3, 4, 4)
     images[torch.arange(len(predictions)), 0, 0, torch.tensor(predictions)] = 1
     parts = range(0, len(predictions), size)
-    return [
-        Batch(images[i : i + size], None if labels is None else torch.tensor(labels[i : i + size])) for i in parts
-    ]
+    return [Batch(images[i : i + size], None if labels is None else torch.tensor(labels[i : i + size])) for i in parts]
 
 
 def test_evaluate_counts_over_uneven_batches() -> None:

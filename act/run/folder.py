@@ -48,7 +48,7 @@ class RunFolder:
 
     def stage(self, index: int, name: str) -> Path:
         """The folder of a stage; `index` counts from 1."""
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", name).lower()
         return self.path / "stages" / f"{index:02d}-{words}"
 
     @contextlib.contextmanager

@@ -91,7 +91,7 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    other = {"params", "macs", "bytes", "images", "max_abs_diff", "seconds", "peak_rss_mb", "steps"}
+    other = {"params", "macs", "bytes", "images", "max_abs_diff", "seconds", "peak_rss_mb", "steps", "agreement_torch"}
     found = [key for key, value in {**before, **after}.items() if isinstance(value, int | float) and key not in other]
     return sorted(found, key=lambda name: (name != "top1", name))
 

@@ -70,7 +70,7 @@ class Scorer:
             ) from None
 
     def main_metric(self, cfg: TrainConfig) -> str:
-        """The figure that goals and training go by: the caller's, else TrainConfig.metric, else top1, else agreement."""
+        """The figure that goals go by: the caller's, else TrainConfig.metric, else top1, else agreement."""
         if self.callback is not None:
             return self.name
         if cfg.metric is not None:

@@ -30,11 +30,13 @@ def build_report(
     stages: Sequence[Mapping[str, Any]],
     artifacts: Sequence[Mapping[str, Any]],
     goals: list[Goal],
+    checks: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The report as plain JSON.
 
     `agreement` is always with the original's predictions, `agreement_torch` of a file that with the torch model it
-    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch.
+    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch. `checks` are the promises
+    as found in the exported file.
     """
     return {
         "schema": SCHEMA,
@@ -52,6 +54,7 @@ def build_report(
         "baseline": {key: value for key, value in baseline.items() if key not in INTERNAL},
         "stages": [dict(stage) for stage in stages],
         "artifacts": [dict(artifact) for artifact in artifacts],
+        "checks": [dict(check) for check in checks],
     }
 
 
@@ -72,9 +75,17 @@ def read_report(folder: RunFolder) -> dict[str, Any] | None:
 
 def measured(report: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe keeps of its report: figures of the original and of each file, without machine-bound paths."""
-    keep = ("top1", "agreement", "agreement_torch", "bytes", "sha256", "speedup", "latency", "format")
-    base = {key: report["baseline"][key] for key in ("top1", "params", "macs", "bytes") if key in report["baseline"]}
-    files = [{key: item[key] for key in keep if key in item} for item in report["artifacts"]]
-    stages = [{key: stage[key] for key in ("name", "top1", "agreement", "seconds") if key in stage} for stage in report["stages"]]
-    environment = {key: report["environment"][key] for key in ("vitcompress", "cpu")}
-    return {"status": report["status"], "baseline": base, "stages": stages, "artifacts": files, "environment": environment}
+
+    def some(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return {key: values[key] for key in keys if key in values}
+
+    return {
+        "status": report["status"],
+        "baseline": some(report["baseline"], "top1", "params", "macs", "bytes"),
+        "stages": [some(stage, "name", "top1", "agreement", "seconds") for stage in report["stages"]],
+        "artifacts": [
+            some(item, "format", "top1", "agreement", "agreement_torch", "bytes", "sha256", "latency", "speedup")
+            for item in report["artifacts"]
+        ],
+        "environment": some(report["environment"], "vitcompress", "cpu"),
+    }

@@ -19,16 +19,15 @@ from act.models import load_model, logits
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.baseline import Baseline, measure_baseline
-from act.run.deliver import deliver, delivered_before
+from act.run.deliver import deliver, delivered_before, seal
 from act.run.folder import RunFolder
-from act.run.goals import EXIT_CODES, check_measurable, judge, status_of
+from act.run.goals import EXIT_CODES, check_measurable, judge
 from act.run.keys import chain_key, weights_hash
 from act.run.log import EventLog
 from act.run.metrics import Callback, Scorer
 from act.run.ranks import is_main, main_first, state, wait
-from act.run.report import build_report, read_report, write_report
+from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
-from act.run.source import source_of
 from act.run.stages import Session, run_stages
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def run(
         check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
         _check_head(original, ctx)
+        _check_training(stages, data)
         main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
         ctx.log = EventLog(target.events, main=is_main())
         try:
@@ -83,14 +83,14 @@ class _Run:
     def result(self, stages: list[Stage]) -> RunResult:
         """Everything after the checks of the input."""
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
-        ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=[s.name for s in stages])
+        names = [stage.name for stage in stages]
+        ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
         for note in ctx.data.notes if ctx.data is not None else []:
             ctx.log("warning", note)
         weights = weights_hash(self.original)
         fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
         baseline, scorer = self.baseline(weights, fingerprint)
-        source = source_of(self.original, recipe.model, self.own_model)
-        session = Session(folder, ctx, self.original, source, baseline, scorer)
+        session = Session(folder, ctx, self.original, self.source(), baseline, scorer)
         base_key = chain_key(weights, fingerprint, self.preprocess, recipe.seed)
         model, records, key = run_stages(session, stages, base_key)
         key = chain_key(key, recipe.export, recipe.target, scorer.name if self.callback is not None else None)
@@ -108,10 +108,19 @@ class _Run:
         ctx.log("result", f"{status}: {folder.path / 'report.html'}", status=status)
         return RunResult(status, EXIT_CODES[status], folder.path, report)
 
+    def source(self) -> dict[str, Any] | None:
+        """What arch.json says of the base model; None for a caller's module, which they have to bring again."""
+        if self.own_model:
+            return None
+        cfg = self.recipe.model
+        classes = cfg.num_classes if cfg.num_classes is not None else getattr(self.original, "num_classes", None)
+        return {"name": cfg.name, "num_classes": classes, "kwargs": dict(cfg.kwargs)}
+
     def baseline(self, weights: str, fingerprint: str | None) -> tuple[Baseline, Scorer]:
         """The original's figures, checked against what the recipe says they must be."""
         ctx, train = self.ctx, self.recipe.train
-        key = chain_key(weights, fingerprint, self.preprocess, ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
+        settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
+        key = chain_key(weights, fingerprint, self.preprocess, *settings)
         scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
         baseline = main_first(lambda: measure_baseline(self.original, self.folder.baseline, key, ctx))
         if self.callback is not None:
@@ -121,11 +130,11 @@ class _Run:
         value = baseline.figures.get(name)
         if train.origin_metric is not None:
             if value is None:
-                raise InputError(f"TrainConfig.origin_metric: the original has no {name} here; it needs labels in data.val")
+                raise InputError(f"TrainConfig.origin_metric: {name} of the original needs labels in data.val")
             if abs(value - train.origin_metric) > train.origin_tolerance:
                 raise InputError(
                     f"TrainConfig.origin_metric: the original scores {name} {value:.2f}, not {train.origin_metric:g} "
-                    f"(+-{train.origin_tolerance:g}); check model.checkpoint, data.class_map and the preprocessing in data"
+                    f"(+-{train.origin_tolerance:g}); check model.checkpoint, data.class_map and the preprocessing"
                 )
         shown = "" if value is None else f"{name} {value:.2f}, "
         figures = baseline.figures
@@ -141,13 +150,14 @@ class _Run:
         self, session: Session, model: nn.Module, stages: list[Stage], records: list[dict[str, Any]], key: str
     ) -> dict[str, Any]:
         """Export, check, time, judge, and write both reports."""
-        baseline, artifacts = deliver(session, model, stages, self.preprocess, key)
+        baseline, artifacts, checks = deliver(session, model, stages, self.preprocess)
         name = session.scorer.main_metric(self.recipe.train)
         goals = judge(self.recipe.target, baseline, artifacts[0], name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)
+        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals, checks)
         write_report(self.folder, self.recipe, report)
+        seal(session, measured(report), self.preprocess, key)
         return report
 
 
@@ -174,6 +184,24 @@ def _input_size(data: DataBundle | None, preprocess: Preprocess) -> tuple[int, i
     return preprocess.input_size
 
 
+def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
+    """InputError, before anything heavy runs, for every stage that has nothing to train on."""
+    problems = []
+    for stage in stages:
+        name = stage.strategy.name
+        if stage.train is None:
+            continue
+        if data is None or not data.has_train:
+            problems.append(f"data.train: {name} trains and needs images there; labels are optional with Distillation")
+        elif not stage.objectives and not data.labelled:
+            problems.append(
+                f"{name}: trains, and has nothing to learn from: the images have no labels; "
+                "add `Distillation: {}` to the recipe, or give labelled images in data.train"
+            )
+    if problems:
+        raise InputError(problems)
+
+
 def _check_head(original: nn.Module, ctx: Context) -> None:
     """One forward pass: the model takes these images, and its head fits the labels."""
     try:
@@ -182,6 +210,7 @@ def _check_head(original: nn.Module, ctx: Context) -> None:
     except ActError:
         raise
     except Exception as error:  # the model is the user's; whatever its forward raises, the images do not fit it
-        raise InputError(f"model: cannot take images of {list(ctx.input_size)}: {error}; check data.input_size") from error
+        size = list(ctx.input_size)
+        raise InputError(f"model: cannot take images of {size}: {error}; check data.input_size") from error
     if ctx.data is not None:
         ctx.data.check_head(int(classes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from act.context import Context
-from act.errors import ActError, InputError
+from act.errors import ActError
 from act.layers import compressed_layers
 from act.plan import Stage
 from act.rebuild import load_model_folder, save_model
@@ -39,19 +40,22 @@ PREPARING, TRAINING = 1, 2  # keep apart the random numbers that a stage's two h
 
 @dataclass
 class Session:
-    """What every part of a run shares. `original` is frozen and in eval mode: the teacher, and the base of rebuilding."""
+    """What every part of a run shares. `original`, frozen, is the teacher and the base to rebuild on."""
 
     folder: RunFolder
     ctx: Context
     original: nn.Module
-    source: dict[str, Any]
+    source: dict[str, Any] | None
     baseline: Baseline
     scorer: Scorer
     teachers: dict[str, list[nn.Module]] = field(default_factory=dict)  # by the hash of their sources
 
 
-def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Run every stage in order, or take it from its folder; returns the compressed model and the report's entries."""
+def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tuple[nn.Module, list[dict[str, Any]], str]:
+    """Run every stage in order, or take it from its folder.
+
+    Returns the compressed model, the report's entries, and the key of the last stage: what the model depends on.
+    """
     model = _trainable_copy(session.original, session.ctx)
     records: list[dict[str, Any]] = []
     key = base_key
@@ -82,9 +86,10 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             save_model(folder, model, session.source, session.ctx.edits)
             write_json(folder / "metrics.json", report)
             write_json(folder / "done.json", {"key": key, "report": report, "flags": training_flags(model)})
+            _drop_intermediate(folder)
         wait()
         records.append(report)
-    return model, records
+    return model, records, key
 
 
 def teachers_of(session: Session, stage: Stage) -> list[nn.Module]:
@@ -184,18 +189,13 @@ class StageRun:
         return result.steps, max(0.0, result.seconds - (time.monotonic() - started))
 
     def objectives(self, model: nn.Module) -> list[Objective]:
-        """What the stage learns from: its Distillation, else the labels; InputError when there is neither."""
-        ctx = self.session.ctx
-        if self.stage.objectives:
-            return [
-                distillation(objective).objective(model, self.teachers, ctx) for objective in self.stage.objectives
-            ]
-        if ctx.data is not None and ctx.data.labelled:
+        """What the stage learns from: its Distillation, else the labels."""
+        if not self.stage.objectives:
             return [TaskLoss()]
-        raise InputError(
-            f"{self.stage.name}: trains, and has nothing to learn from: the images have no labels; "
-            "add `Distillation: {}` to the recipe, or give labelled images in data.train"
-        )
+        return [
+            distillation(objective).objective(model, self.teachers, self.session.ctx)
+            for objective in self.stage.objectives
+        ]
 
 
 def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -207,6 +207,13 @@ def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, 
     if broken:
         raise ActError(f"after {stages[-1].name}, what must hold does not: {'; '.join(broken)}")
     return [{"name": item.name, "holds": item.holds, "detail": item.detail} for _, item in found]
+
+
+def _drop_intermediate(folder: Path) -> None:
+    """Remove the tensors that only an interrupted stage needs; a large model would be kept three times."""
+    shutil.rmtree(folder / "prepared", ignore_errors=True)
+    for file in (folder / "state").rglob("*.safetensors"):
+        file.unlink()
 
 
 def _trainable_copy(original: nn.Module, ctx: Context) -> nn.Module:
