@@ -58,9 +58,7 @@ def tiny_model() -> nn.Module:
 
 def job(folder: Path, train: Loader, **changes: Any) -> AutoCompression:
     val = list(Loader(2, seed=9).batches)
-    return AutoCompression(
-        tiny_model(), CONFIG | changes, train_dataloader=train, eval_dataloader=val, save_dir=folder
-    )
+    return AutoCompression(tiny_model(), CONFIG | changes, train_dataloader=train, eval_dataloader=val, save_dir=folder)
 
 
 @pytest.fixture(scope="module")

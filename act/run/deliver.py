@@ -45,7 +45,7 @@ def deliver(
     save_model(folder, model, session.source, ctx.edits)
     ctx.log("export", f"exporting {onnx}")
     export_onnx(model, onnx, ctx.input_size, ctx.recipe.export.opset, metadata(ctx, preprocess))
-    entry = {"format": "onnx", "path": f"{folder.name}/{onnx.name}", "bytes": onnx.stat().st_size}
+    entry: dict[str, Any] = {"format": "onnx", "path": f"{folder.name}/{onnx.name}", "bytes": onnx.stat().st_size}
     entry |= {"sha256": sha256_file(onnx)} | _score(session, model, stages, onnx)
     baseline = dict(session.baseline.figures)
     if ctx.recipe.export.benchmark or needs_timing(ctx.recipe.target):

@@ -71,7 +71,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows (what, original, compressed, change) of the report's first exported file."""
-    before, after = report["baseline"], next(iter(report["artifacts"]), {})
+    before: Mapping[str, Any] = report["baseline"]
+    after: Mapping[str, Any] = next(iter(report["artifacts"]), {})
     rows = []
     for name in _metrics(before, after):
         old, new = before.get(name), after.get(name)

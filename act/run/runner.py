@@ -177,8 +177,9 @@ def _input_size(data: DataBundle | None, preprocess: Preprocess) -> tuple[int, i
     """[channels, height, width] of the images themselves, which a caller's own loader may make as it likes."""
     if data is None:
         return preprocess.input_size
-    batches = data.calibration(1, 1) if data.has_train else data.val(1) if data.has_val else []
-    for batch in batches:
+    if not data.has_train and not data.has_val:
+        return preprocess.input_size
+    for batch in data.calibration(1, 1) if data.has_train else data.val(1):
         channels, height, width = batch.images.shape[1:]
         return int(channels), int(height), int(width)
     return preprocess.input_size

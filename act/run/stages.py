@@ -137,8 +137,11 @@ class StageRun:
         model = self.prepared(model)
         steps, seconds = self.train(model)
         strategy.finalize(model, ctx)
-        figures, predictions = self.session.scorer.scored(model, self.session.baseline)
-        if predictions is not None and is_main():
+        figures: dict[str, float] = {}
+        predictions = None
+        if is_main():
+            figures, predictions = self.session.scorer.scored(model, self.session.baseline)
+        if predictions is not None:
             with replacing(self.folder / PREDICTIONS) as temporary:
                 np.save(temporary, predictions)
         promises = check_promises(model, so_far)
