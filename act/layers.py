@@ -39,7 +39,9 @@ class _Compressed:
                 weight = SRSTE.apply(weight, self.weight_mask, self.sparse_decay)
             else:
                 weight = weight * self.weight_mask
-        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+        if self.weight_quantizer is not None:
+            weight = self.weight_quantizer(weight)
+        return weight
 
     def scaled_input(self, x: Tensor) -> Tensor:
         """The layer's input after its equalisation factor, if it has one."""
@@ -48,17 +50,19 @@ class _Compressed:
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input as its integer kernel will see it."""
         x = self.scaled_input(x)
-        return x if self.input_quantizer is None else self.input_quantizer(x)
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return x
 
 
-class CompressedLinear(_Compressed, nn.Linear):  # type: ignore[misc]
+class CompressedLinear(_Compressed, nn.Linear):
     """nn.Linear with an optional N:M mask and optional quantisers. Input [..., in], output [..., out]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.quantized_input(x), self.effective_weight(), self.bias)
 
 
-class CompressedConv2d(_Compressed, nn.Conv2d):  # type: ignore[misc]
+class CompressedConv2d(_Compressed, nn.Conv2d):
     """nn.Conv2d with an optional N:M mask and optional quantisers. Input [B, C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:

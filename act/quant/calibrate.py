@@ -31,8 +31,8 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], count: int, config: Qu
     """Set every scale from one floating-point pass over `images` ([B, C, H, W] batches, `count` images in all).
 
     Weights: the clip per channel with the smallest squared error. Activations: `config.calibration`, where `output`
-    (linear layers; others fall back to mse) takes the clip with the smallest error of the layer's output. Then, with
-    `bias_correction`, the mean output error goes into the bias (arXiv 1906.04721). Returns the corrected biases' number.
+    (linear layers; others fall back to mse) takes the clip with the smallest error of the layer's output. With
+    `bias_correction`, the mean output error then goes into the bias (arXiv 1906.04721). Returns the number of those.
     """
     layers = quantized_layers(model)
     linears = {name: layer for name, layer in layers if isinstance(layer, CompressedLinear)}

@@ -17,7 +17,7 @@ class QuantConfig:
 
     weight_bits: int = 8  # 2 to 8; below 8 the file keeps int8 codes
     activation_bits: int = 8  # 2 to 8
-    quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # and matmul: q k^T, attention x v
+    quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # matmul: q k^T, attn x v
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
     exclude: list[str] = field(default_factory=list)
     calibration: str = "output"  # minmax, percentile, mse, entropy, output: how an activation's range is chosen

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from act.models import logits
-from act.quant.folds import Fold, apply_fold, find_folds, fold_tensors
+from act.quant.folds import apply_fold, find_folds, fold_tensors
 from act.quant.rows import InputRows, collect_rows, output_error
 
 _TOLERANCE = 1e-3  # relative change of the logits that float32 rounding may cause
@@ -95,5 +95,5 @@ def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) 
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    weight: Tensor = model.get_submodule(name).weight.data  # type: ignore[assignment,union-attr]
+    weight: Tensor = model.get_submodule(name).weight.data  # type: ignore[assignment]
     return weight

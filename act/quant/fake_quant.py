@@ -25,15 +25,16 @@ class _FakeQuantizeTensor(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, learn: str) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, learn: str) -> Tensor:
+        y: Tensor
         y, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(x, float(scale), 0, qmin, qmax)
         ctx.learn, ctx.qmax = learn, qmax
         # PACT needs only the output, which the following GEMM keeps anyway: no extra activation is stored.
         ctx.save_for_backward(inside, scale, y, *((x,) if learn == "lsq" else ()))
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, scale, y, *rest = ctx.saved_tensors
         grad_x = grad * inside
         grad_scale = None
@@ -51,7 +52,7 @@ class _RoundClamp(torch.autograd.Function):
     """LSQ per output channel, for weights; same gradients as `_FakeQuantizeTensor` summed per channel."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, w: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
         ratio = w / scale
         code = ratio.round().clamp_(qmin, qmax)
         ctx.save_for_backward(ratio, code)
@@ -59,7 +60,7 @@ class _RoundClamp(torch.autograd.Function):
         return code * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ratio, code = ctx.saved_tensors
         qmin, qmax = ctx.limits
         inside = (ratio >= qmin) & (ratio <= qmax)
@@ -96,7 +97,7 @@ class FakeQuantize(nn.Module):
     @property
     def qmax(self) -> int:
         """Largest integer code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else min(2**self.bits - 1, 127)
+        return (1 << (self.bits - 1)) - 1 if self.signed else min((1 << self.bits) - 1, 127)
 
     @property
     def qmin(self) -> int:

@@ -69,9 +69,9 @@ def fold_tensors(model: nn.Module, fold: Fold) -> list[Tensor]:
 def apply_fold(model: nn.Module, fold: Fold, factor: Tensor) -> None:
     """Divide the producer's channels by `factor` [K] and multiply the readers' columns by it."""
     producer = model.get_submodule(fold.producer)
-    rows: Tensor = producer.weight.data[-factor.numel() :]  # type: ignore[index,union-attr]
+    rows: Tensor = producer.weight.data[-factor.numel() :]  # type: ignore[index]
     rows.div_(factor if rows.dim() == 1 else factor[:, None])
     if isinstance(producer.bias, Tensor):
         producer.bias.data[-factor.numel() :].div_(factor)
     for name in fold.readers:
-        model.get_submodule(name).weight.data.mul_(factor)  # type: ignore[union-attr,operator]
+        model.get_submodule(name).weight.data.mul_(factor)  # type: ignore[operator]

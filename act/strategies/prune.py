@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from act.errors import InputError
 from act.calibration import CalibrationImages
+from act.errors import InputError
 from act.layers import CompressedLayer, compressed_layers
 from act.selection import select_layers
 from act.sparsity.masks import flip_rate, nm_mask, nm_violations, parse_pattern
@@ -104,10 +104,11 @@ class Prune(Strategy):
         config = self.config
         names = self.select(model, ctx).done
         if not names:
-            raise InputError("Prune: no layer of this model can take the pattern; see `vitcompress plan` for the reasons")
+            raise InputError("Prune: no layer of this model can take the pattern; `vitcompress plan` lists the reasons")
         n, m = parse_pattern(config.pattern)
         if config.criterion == "magnitude" or ctx.data is None:
-            masks = {name: nm_mask(model.get_submodule(name).weight.detach().abs(), n, m) for name in names}
+            weights: dict[str, Tensor] = {name: model.get_submodule(name).weight for name in names}  # type: ignore[misc]
+            masks = {name: nm_mask(weight.detach().abs(), n, m) for name, weight in weights.items()}
         else:
             masks = oneshot_prune(
                 model,
