@@ -45,7 +45,8 @@ def nm_mask(score: Tensor, n: int, m: int) -> Tensor:
     """Boolean mask, same shape as `score`, True for the `n` largest of every `m` consecutive entries along K.
 
     Among equal scores the lower index is kept, so the mask is the same on every machine. NaN counts as +inf: it stays
-    in the weight, where it is seen. Exactly `n` entries of each group are True. Raises ValueError if m does not divide K.
+    in the weight, where it is seen. Exactly `n` entries of each group are True. Raises ValueError if m does not divide
+    K.
     """
     _check_counts(n, m)
     groups = grouped(score, m).detach()

@@ -11,9 +11,10 @@ from torch import Tensor
 class SRSTE(torch.autograd.Function):
     """`SRSTE.apply(weight, mask, decay)`: masked weight forward, straight-through gradient backward.
 
-    Forward: `weight * mask`. Backward: `grad + decay * (~mask) * weight`, so that weights that are pruned now shrink and
-    the mask, recomputed every step, flips less often. `mask` is boolean of the weight's shape, `decay` a float (the paper
-    uses 2e-4 with SGD; an adaptive optimiser rescales it). With `decay` 0 it is the plain straight-through estimator.
+    Forward: `weight * mask`. Backward: `grad + decay * (~mask) * weight`, so that weights that are pruned now shrink
+    and the mask, recomputed every step, flips less often. `mask` is boolean of the weight's shape, `decay` a float (the
+    paper uses 2e-4 with SGD; an adaptive optimiser rescales it). With `decay` 0 it is the plain straight-through
+    estimator.
     """
 
     @staticmethod

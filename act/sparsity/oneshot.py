@@ -1,0 +1,194 @@
+"""One-shot N:M pruning of a whole model from calibration batches, layer by layer in call order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from act.sparsity.masks import grouped, nm_mask, nm_violations
+from act.sparsity.moments import Moments, input_rows, output_rows
+from act.sparsity.replay import Block, Seen, probe, see
+from act.sparsity.sparsegpt import DAMPING, output_error, sparsegpt
+from act.sparsity.wanda import wanda_score
+
+Criterion = Literal["magnitude", "wanda", "sparsegpt"]
+Batches = Iterable[Tensor] | Callable[[], Iterable[Tensor]]
+CRITERIA: tuple[Criterion, ...] = ("magnitude", "wanda", "sparsegpt")
+
+
+def oneshot_prune(
+    model: nn.Module,
+    layers: list[str],
+    batches: Batches,
+    n: int,
+    m: int,
+    criterion: Criterion = "sparsegpt",
+    *,
+    damping: float = DAMPING,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Tensor]:
+    """Prune `layers` of `model` to N:M along K in place; returns their boolean masks by name, in the shape of the
+    weight.
+
+    `layers` are names of nn.Linear or ungrouped nn.Conv2d modules (or subclasses); their weights are overwritten, zeros
+    included, and with `sparsegpt` their biases too. `batches` holds model inputs `[batch, ...]`; it is read many times,
+    so it must be a list, a re-iterable, or a function that returns a new iterator over the same batches each time.
+
+    `magnitude` (|W|) needs no batches and `wanda` (|W| times the norm of its input, arXiv 2306.11695) only chooses
+    masks. `sparsegpt` (arXiv 2301.00774) also updates what is kept. Each layer there sees the inputs of the model
+    pruned so far and is fitted to the *dense* model's output (asymmetric calibration as in GPTAQ, arXiv 2504.02692).
+    Where that output is added to a residual stream, it is fitted to the dense stream after the addition, and so makes
+    up for the errors of all layers before it. `damping` is relative to the mean of the Hessian's diagonal, and is a
+    ridge towards the dense weight.
+
+    Memory: one layer's moments, and for models with repeated blocks the input of one block for all batches, twice.
+    Repeated blocks are replayed one by one; a layer outside of any costs a forward of the model as far as that layer.
+    Raises ValueError: unknown or unfit layers, K not divisible by m, batches exhausted after one pass or empty, layers
+    that no input reaches (their weight is used outside their forward) or that are called twice in a forward, nan
+    inputs.
+    """
+    modules = _check(model, layers, m, criterion)
+    if criterion == "magnitude":
+        return {name: _apply(module, nm_mask(module.weight.detach().abs(), n, m)) for name, module in modules.items()}
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            pruner = _Pruner(model, _reader(batches), n, m, criterion, damping, progress or (lambda _: None))
+            masks = pruner.run(layers)
+    finally:
+        for module in training:
+            module.training = True
+    return {name: masks[name] for name in layers}
+
+
+def _check(model: nn.Module, layers: list[str], m: int, criterion: str) -> dict[str, nn.Linear | nn.Conv2d]:
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; it is one of {', '.join(CRITERIA)}")
+    known, found = dict(model.named_modules()), {}
+    for name in layers:
+        module = known.get(name)
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            what = "no such module" if module is None else f"a {type(module).__name__}"
+            raise ValueError(f"layer {name!r} cannot be pruned: it is {what}; nn.Linear and nn.Conv2d are possible")
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
+            raise ValueError(f"layer {name!r} cannot be pruned: grouped convolutions are not supported")
+        try:
+            grouped(module.weight, m)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r} cannot be pruned: {error}") from None
+        found[name] = module
+    return found
+
+
+def _reader(batches: Batches) -> Callable[[], Iterator[Tensor]]:
+    if callable(batches):
+        return lambda: iter(batches())
+    if iter(batches) is batches:
+        raise ValueError("batches is a one-pass iterator, but it is read once per layer: pass a list or a function")
+    return lambda: iter(batches)
+
+
+def _apply(module: nn.Linear | nn.Conv2d, mask: Tensor) -> Tensor:
+    module.weight.data.mul_(mask)
+    return mask
+
+
+@dataclass
+class _Pruner:
+    """The dense copy, the model being pruned, and the inputs (dense, pruned) of the block they have reached."""
+
+    model: nn.Module
+    read: Callable[[], Iterator[Tensor]]
+    n: int
+    m: int
+    criterion: Criterion
+    damping: float
+    progress: Callable[[str], None]
+
+    def run(self, layers: list[str]) -> dict[str, Tensor]:
+        first = next(self.read(), None)
+        if first is None:
+            raise ValueError("no calibration batches")
+        plan = probe(self.model, layers, first)
+        self.dense = copy.deepcopy(self.model)
+        self.residual = plan.residual
+        self.cache: list[tuple[Tensor, Tensor]] = []
+        masks: dict[str, Tensor] = {}
+        previous: Block | None = None
+        for block in plan.blocks:
+            self._enter(block, previous)
+            for name in block.layers:
+                masks[name] = self._prune(name, block)
+                self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.n}:{self.m}, {self.note}")
+            previous = block
+        return masks
+
+    def _pair(self, name: str) -> tuple[nn.Module, nn.Module]:
+        return self.dense.get_submodule(name), self.model.get_submodule(name)
+
+    def _enter(self, block: Block, previous: Block | None) -> None:
+        """Bring the cache to the inputs of `block`, from those of `previous` if nothing lies between them."""
+        if block.follows and previous is not None:
+            pair = self._pair(previous.name)
+            for i, inputs in enumerate(self.cache):
+                self.cache[i] = pair[0](inputs[0]), pair[1](inputs[1])
+            return
+        self.cache = []
+        if block.name:
+            dense, pruned = self._pair(block.name)
+            for batch in self.read():
+                inputs = see(self.dense, batch, dense, False).inputs, see(self.model, batch, pruned, False).inputs
+                self.cache.append(inputs)
+
+    def _see(self, name: str, block: Block) -> Iterator[tuple[Seen, Seen]]:
+        """For each batch what the dense layer sees and what the layer of the pruned model sees."""
+        dense_layer, layer = self._pair(name)
+        dense, pruned = self._pair(block.name)
+        pairs = self.cache if block.name else ((batch, batch) for batch in self.read())
+        for wanted, given in pairs:
+            with_skip = self.criterion == "sparsegpt" and name in self.residual
+            yield see(dense, wanted, dense_layer, with_skip), see(pruned, given, layer, with_skip)
+
+    def _moments(self, name: str, block: Block) -> Moments:
+        dense_layer, layer = self._pair(name)
+        weight = cast(Tensor, layer.weight)
+        moments = Moments(weight[0].numel(), len(weight), weight.device)
+        for wanted, given in self._see(name, block):
+            y = output_rows(layer, cast(Tensor, dense_layer(wanted.inputs)))
+            if wanted.skip is not None and given.skip is not None:
+                y = y + output_rows(layer, wanted.skip - given.skip)
+            moments.add(input_rows(layer, given.inputs), y)
+        return moments
+
+    def _prune(self, name: str, block: Block) -> Tensor:
+        layer = cast(nn.Linear | nn.Conv2d, self.model.get_submodule(name))
+        moments = self._moments(name, block)
+        if not bool(moments.xx.isfinite().all() and moments.yx.isfinite().all()):
+            raise ValueError(f"layer {name!r}: its calibration inputs contain nan or inf")
+        flat = layer.weight.detach().flatten(1)
+        if self.criterion == "wanda":
+            mask = nm_mask(wanda_score(flat, moments.xx.diagonal().sqrt()), self.n, self.m).reshape(layer.weight.shape)
+            self.note = f"{int(mask.sum())} weights kept"
+            return _apply(layer, mask)
+        hessian = moments.hessian(centred=layer.bias is not None)
+        target = moments.target(flat, layer.bias, self.damping)
+        new, flat_mask = sparsegpt(target, hessian, self.n, self.m, self.damping)
+        self.note = f"relative output error {self._relative_error(target, new, hessian):.4f}"
+        mask = flat_mask.reshape(layer.weight.shape)
+        layer.weight.data.copy_(new.reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.data.copy_(moments.bias(layer.weight.detach().flatten(1)))
+        if nm_violations(layer.weight.detach(), self.n, self.m):
+            raise AssertionError(f"layer {name!r} came out of pruning without its {self.n}:{self.m} pattern")
+        return mask
+
+    @staticmethod
+    def _relative_error(target: Tensor, new: Tensor, hessian: Tensor) -> float:
+        power = output_error(target, torch.zeros_like(target), hessian)
+        return output_error(target, new, hessian) / power if power > 0 else 0.0
