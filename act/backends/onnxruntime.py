@@ -45,8 +45,13 @@ class OnnxRuntime:
         return OnnxSession(open_session(path, threads))
 
 
-def open_session(path: str | Path, threads: int = 0, optimized: str | Path | None = None) -> Any:
-    """An onnxruntime.InferenceSession on the CPU; the optimised graph is also written to `optimized` if given."""
+def open_session(
+    path: str | Path, threads: int = 0, optimized: str | Path | None = None, optimize: bool = True
+) -> Any:
+    """An onnxruntime.InferenceSession on the CPU.
+
+    The optimised graph is also written to `optimized` if given; `optimize=False` runs the graph as it stands.
+    """
     import onnxruntime
 
     if not Path(path).is_file():
@@ -56,6 +61,8 @@ def open_session(path: str | Path, threads: int = 0, optimized: str | Path | Non
     options.intra_op_num_threads = threads
     # Threads that go on spinning after a call would slow down whatever is timed in turn with this session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:

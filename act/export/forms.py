@@ -110,8 +110,8 @@ class ExportedLinear(_Form):
     """Linear as MatMul and Add with the weight stored [in, out].
 
     DequantizeLinear feeds the MatMul directly, since a Transpose between the two keeps ONNX Runtime from fusing
-    them. A two-dimensional input to quantise goes through a leading axis of 1: MatMul and Add of matrices would be merged
-    into a Gemm first, which runs on integers only with an integer bias.
+    them. A two-dimensional input to quantise goes through a leading axis of 1: MatMul and Add of matrices would
+    be merged into a Gemm first, which runs on integers only with an integer bias.
     """
 
     def __init__(self, layer: CompressedLinear, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from act import __version__
 from act.errors import ExportError, InputError
 from act.export.attention import attention_translations
-from act.export.forms import form_buffers, to_export_forms
+from act.export.forms import to_export_forms
 from act.export.graph import finish_graph
 from act.models import logits
 from act.run.atomic import replacing
@@ -56,7 +56,7 @@ def export_onnx(
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"export.opset: {opset}; allowed: {MIN_OPSET} to {MAX_OPSET}")
     copied = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
-    to_export_forms(copied)
+    buffers = to_export_forms(copied)
     # Two images: a batch of one would be traced as a constant.
     example = torch.zeros(2, *input_size)
     with _quiet(), torch.no_grad():
@@ -79,7 +79,7 @@ def export_onnx(
             raise ExportError(f"the model cannot be traced to ONNX: {_reason(error)}") from error
     assert onnx_program is not None
     proto: onnx.ModelProto = onnx_program.model_proto
-    finish_graph(proto, _PREFIX, form_buffers(copied))
+    finish_graph(proto, _PREFIX, buffers)
     for key, value in {"producer": f"vitcompress {__version__}", **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
     with replacing(path) as temporary:

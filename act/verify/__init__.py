@@ -1,0 +1,1 @@
+"""Proof that an exported file is what its report says."""

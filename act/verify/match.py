@@ -1,0 +1,153 @@
+"""Rules that compare an exported file with the torch model's tensors, value by value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from act.quant.fake_quant import FakeQuantize
+from act.sparsity.masks import nm_violations, parse_pattern
+from act.verify.onnx_file import Array, OnnxFile, same_values
+from act.verify.rules import Broken
+
+_ACTIVATION_SCALE = re.compile(r"(input_quantizer|matmul_quantizers\.\d+)\.scale$")
+
+
+@dataclass
+class Expected:
+    """What `arch.json` says was done: N:M patterns and weight bits by layer."""
+
+    masks: dict[str, str] = field(default_factory=dict)
+    weight_bits: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_edits(cls, edits: list[dict[str, Any]]) -> Expected:
+        """Read the edits that compress layers; a later one replaces an earlier one."""
+        found = cls()
+        for edit in edits:
+            if edit.get("op") == "mask":
+                found.masks |= dict.fromkeys(edit["layers"], edit["pattern"])
+            elif edit.get("op") == "quantize":
+                found.weight_bits |= {name: int(spec["weight_bits"]) for name, spec in edit["layers"].items()}
+        return found
+
+
+def constants_match(file: OnnxFile, tensors: Mapping[str, Tensor]) -> str:
+    """Every constant of the file that has a tensor's name holds that tensor, and no activation scale is missing."""
+    names = [name for name in file.constants if name in tensors]
+    scales = [name for name in tensors if _ACTIVATION_SCALE.search(name)]
+    for name in dict.fromkeys([*names, *scales]):
+        if not same_values(file.constant(name), tensors[name].numpy()):
+            raise Broken(f"{name}: the ONNX file and model.safetensors differ")
+    return f"{len(names)} tensors, {len(scales)} activation scales"
+
+
+def weights_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expected) -> str:
+    """Integer weights are round(weight / scale) of model.safetensors, float weights are its masked weights."""
+    _require_layers(tensors, expected)
+    integer = exact = 0
+    for name in _layers(tensors):
+        weight, mask = tensors[f"{name}.weight"], tensors.get(f"{name}.weight_mask")
+        weight = weight if mask is None else weight * mask
+        if name in expected.weight_bits:
+            scale = _tensor(tensors, f"{name}.weight_quantizer.scale")
+            if not same_values(file.constant(f"{name}.weight_quantizer.scale"), scale.numpy()):
+                raise Broken(f"{name}: its weight scales in the ONNX file and in model.safetensors differ")
+            quantizer = FakeQuantize(expected.weight_bits[name], channels=len(scale))
+            quantizer.load_state_dict({"scale": scale})
+            _compare(name, file.constant(f"{name}.weight_int8"), quantizer.codes(weight))
+            integer += 1
+        elif mask is not None or file.stored_name(f"{name}.weight_float") is not None:
+            _compare(name, file.constant(f"{name}.weight_float"), weight)
+            exact += 1
+    return f"{integer} integer weights, {exact} float weights"
+
+
+def inputs_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expected) -> str:
+    """Each product with a quantised weight really reads its input through Q/DQ with that layer's own scale."""
+    layers: dict[str, list[str]] = {}
+    for name in expected.weight_bits:
+        stored = file.stored_name(f"{name}.weight_int8")
+        if stored is None:
+            raise Broken(f"{name}: its integer weight is not in the ONNX file")
+        layers.setdefault(stored, []).append(name)
+    count = 0
+    for stored, names in layers.items():
+        wanted = {_input_scale(tensors, name) for name in names}
+        products = [user for dq in file.consumers.get(stored, []) for user in file.consumers.get(dq.output[0], [])]
+        found = {_scale_before(file, node) for node in products}
+        if found != wanted:
+            raise Broken(f"{names[0]}: its products read inputs with scale {_show(found)}, expected {_show(wanted)}")
+        count += len(products)
+    return f"{count} products"
+
+
+def sparse_weights(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expected) -> str:
+    """N:M holds along K for the masks and weights of model.safetensors and for the weights in the ONNX file."""
+    for name, pattern in expected.masks.items():
+        n, m = parse_pattern(pattern)
+        mask = _tensor(tensors, f"{name}.weight_mask")
+        key = f"{name}.weight_int8" if name in expected.weight_bits else f"{name}.weight_float"
+        stored = torch.from_numpy(np.array(file.constant(key)))
+        stored = stored.t() if stored.dim() == 2 else stored
+        in_file = f"{str(stored.dtype).removeprefix('torch.')} weight in the ONNX file"
+        masked = _tensor(tensors, f"{name}.weight") * mask
+        for what, value in (("mask", mask), ("weight in model.safetensors", masked), (in_file, stored)):
+            broken = nm_violations(value, n, m)
+            if broken:
+                raise Broken(f"{name}: {broken} groups of its {what} break {pattern} along K")
+    return f"{len(expected.masks)} layers"
+
+
+def _compare(name: str, stored: Array, wanted: Tensor) -> None:
+    # A linear weight is stored [in, out].
+    array = wanted.numpy().T if wanted.dim() == 2 else wanted.numpy()
+    if stored.shape != array.shape or stored.dtype != array.dtype:
+        raise Broken(f"{name}: its weight is {stored.dtype} {stored.shape}, expected {array.dtype} {array.shape}")
+    different = np.argwhere(stored != array)
+    if len(different):
+        raise Broken(f"{name}: {len(different)} weights differ from model.safetensors, first {different[0].tolist()}")
+
+
+def _scale_before(file: OnnxFile, product: onnx.NodeProto) -> float | None:
+    """The scale of the DequantizeLinear that feeds the first operand of `product`; None when it is in float."""
+    node = file.producers.get(product.input[0])
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    return float(file.constant(node.input[1]))
+
+
+def _input_scale(tensors: Mapping[str, Tensor], layer: str) -> float | None:
+    scale = tensors.get(f"{layer}.input_quantizer.scale")
+    return None if scale is None else float(scale)
+
+
+def _show(scales: set[float | None]) -> str:
+    return ", ".join("none (float)" if scale is None else f"{scale:.9g}" for scale in scales) or "of no product"
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name.removesuffix(".weight") for name, t in tensors.items() if name.endswith(".weight") and t.dim() > 1]
+
+
+def _require_layers(tensors: Mapping[str, Tensor], expected: Expected) -> None:
+    """What arch.json calls compressed must have tensors, and what has masks or quantisers must be in arch.json."""
+    for name in (*expected.weight_bits, *expected.masks):
+        _tensor(tensors, f"{name}.weight")
+    for name in tensors:
+        layer, _, kind = name.rpartition(".weight_mask")
+        if layer and not kind and layer not in expected.masks:
+            raise Broken(f"{name}: in model.safetensors, but no mask edit of arch.json names the layer")
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise Broken(f"{name}: not in model.safetensors")
+    return tensors[name]
