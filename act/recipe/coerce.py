@@ -26,14 +26,13 @@ class Problems:
     def add(self, key: str, what: str) -> None:
         """Report `what` about a dotted key; where it was given (line, or command line) is added."""
         parts = key.split(".")
-        ancestors = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
         where = self.source
-        for name in ancestors:
-            if name in self.overridden:
-                where = "command line"
-                break
-            if name in self.lines:
+        for name in (".".join(parts[:length]) for length in range(len(parts), 0, -1)):
+            if name in self.lines and name not in self.overridden:
                 where = f"{self.source}:{self.lines[name]}"
+                break
+            if any(given == name or given.startswith(f"{name}.") for given in self.overridden):
+                where = "command line"
                 break
         line = " ".join(f"{where}: {key}: {what}".split())
         if line not in self.found:
@@ -42,7 +41,7 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise InputError with all problems found so far, in the order of their lines."""
         if self.found:
-            raise InputError(sorted(self.found, key=self._line))
+            raise InputError([" ".join(line.split()) for line in sorted(self.found, key=self._line)])
 
     def _line(self, problem: str) -> float:
         number = problem.removeprefix(f"{self.source}:").partition(":")[0]
@@ -139,6 +138,10 @@ def _union(kind: Any, args: tuple[Any, ...], value: Any, key: str, problems: Pro
         if isinstance(result, _Wrong) and isinstance(value, str) and value.lower() == "none":
             return _Wrong(f"{value!r} is read as text; write null")
         return result
+    # Inside a mapping or list the problem itself is worth more than a list of what else could stand there.
+    structured = [member for member in members if _holds(member, value)]
+    if len(structured) == 1:
+        return _convert(structured[0], value, key, problems)
     # The member of the value's own type first, so that 1 stays an int where int and float are both allowed.
     for member in sorted(members, key=lambda member: member is not type(value)):
         trial = Problems("")
@@ -146,6 +149,12 @@ def _union(kind: Any, args: tuple[Any, ...], value: Any, key: str, problems: Pro
         if not isinstance(result, _Wrong) and not trial.found:
             return result
     return _Wrong(f"expected {describe(kind)}, got {shown(value)}")
+
+
+def _holds(kind: Any, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return dataclasses.is_dataclass(kind) or kind is dict or get_origin(kind) is dict
+    return isinstance(value, list | tuple) and get_origin(kind) in (list, tuple)
 
 
 def _sequence(kind: Any, value: Any, key: str, problems: Problems) -> Any:

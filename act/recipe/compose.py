@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from act.recipe.coerce import Problems, near, shown
-from act.recipe.guard import DROPPED, plain
+from act.recipe.guard import DROPPED, plain, usable_key
 from act.recipe.paths import configs_dir
 
 Tree = dict[str, Any]
@@ -63,7 +63,7 @@ class Overrides:
             problems.add(key, f"{shown(word)} is a sweep; give one value")
         elif override.package is not None or not all(parts):
             problems.add(word, "not a dotted key; write Section.key=value")
-        else:
+        elif all([usable_key(part, key, problems) for part in parts]):
             value = plain(_unquoted(override.value()), key, problems)
             if value is DROPPED:
                 pass

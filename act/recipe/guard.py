@@ -31,7 +31,7 @@ def plain(value: Any, key: str, problems: Problems, depth: int = 0) -> Any:
         result = {}
         for name, inner in value.items():
             path = f"{key}.{name}" if key else str(name)
-            if _usable_key(name, path, problems):
+            if usable_key(name, path, problems):
                 result[name] = plain(inner, path, problems, depth + 1)
         return {name: inner for name, inner in result.items() if inner is not DROPPED}
     if isinstance(value, list | tuple | set | frozenset):
@@ -50,7 +50,8 @@ def plain(value: Any, key: str, problems: Problems, depth: int = 0) -> Any:
     return DROPPED
 
 
-def _usable_key(name: Any, path: str, problems: Problems) -> bool:
+def usable_key(name: Any, path: str, problems: Problems) -> bool:
+    """Whether `name` may be a key; what is wrong with it is reported under `path`."""
     if not isinstance(name, str):
         problems.add(path, f"{shown(name)} used as a key; keys are words")
         return False

@@ -29,7 +29,7 @@ from act.recipe.compose import Overrides, compose_groups
 from act.recipe.dump import dump_recipe, recipe_hash, recipe_to_dict
 from act.recipe.guard import plain
 from act.recipe.paths import find_recipe
-from act.recipe.references import model_configs, resolve_references, typed_models
+from act.recipe.references import model_configs, resolve_references
 from act.recipe.schema import DataConfig, ExportConfig, ModelConfig, Recipe, TargetConfig, TrainConfig
 from act.strategies.base import Phase, Strategy, load_strategies
 
@@ -182,7 +182,7 @@ def _build(tree: dict[str, Any], registry: dict[str, type[Strategy]], problems: 
         before = len(problems.found)
         config = build(strategy.Config, tree[name], name, problems)
         if config is not None:
-            recipe.strategies[name] = typed_models(config, name, problems)
+            recipe.strategies[name] = config
         if len(problems.found) > before:
             continue  # a strategy's own checks expect the right types
         for problem in strategy.problems(config):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from act.errors import InputError
-from act.recipe.coerce import Problems, build
+from act.recipe.coerce import Problems
 from act.recipe.paths import BUILTIN, asset, assets_dir, exists
 from act.recipe.schema import DataConfig, ModelConfig, Recipe
 
@@ -37,26 +37,6 @@ def model_configs(recipe: Recipe) -> Iterator[tuple[str, ModelConfig]]:
     yield "model", recipe.model
     for name, config in recipe.strategies.items():
         yield from _nested_models(config, name)
-
-
-def typed_models(config: Any, key: str, problems: Problems) -> Any:
-    """`config` with every mapping that describes a model (a name, and fields of ModelConfig only) typed as one."""
-    for field in dataclasses.fields(config):
-        value, path = getattr(config, field.name), f"{key}.{field.name}"
-        if isinstance(value, list):
-            setattr(
-                config, field.name, [_typed(item, f"{path}[{index}]", problems) for index, item in enumerate(value)]
-            )
-        else:
-            setattr(config, field.name, _typed(value, path, problems))
-    return config
-
-
-def _typed(value: Any, key: str, problems: Problems) -> Any:
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    if not isinstance(value, dict) or "name" not in value or not set(value) <= known:
-        return value
-    return build(ModelConfig, value, key, problems)
 
 
 def portable(location: str) -> str:

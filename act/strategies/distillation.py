@@ -32,17 +32,16 @@ class Distillation(Strategy):
     class Config:
         """Terms are summed, each with its weight; the images need no labels unless hard_label is `label`."""
 
-        node: Any = (
-            AUTO  # modules whose outputs are compared: auto (the last block), a name or glob, or a list; []: none
-        )
-        loss: Any = "l2"  # on those outputs: l2, cosine, relation or attention; or one per entry of node
-        alpha: Any = 0.5  # weight of each entry of node, shared by the modules it matches; or one per entry
+        # Modules whose outputs are compared: auto (the last block), a name or glob, or a list of them; []: none.
+        node: str | list[str] = AUTO
+        loss: str | list[str] = "l2"  # on those outputs: l2, cosine, relation or attention; or one per entry of node
+        alpha: float | list[float] = 0.5  # weight of an entry of node, shared by the modules it matches; or a list
         soft_weight: float = 1.0  # of the KL divergence from the teacher's probabilities
         temperature: float = 1.0  # of both softmaxes; the term is scaled by its square
         hard_weight: float = 0.0  # of the cross-entropy with a class
         hard_label: str = "label"  # label: the ground truth; teacher: the teacher's most likely class
-        teacher: Any = None  # None: the original model; or a model section, or a list of them
-        teacher_node: Any = None  # the teacher's modules, one entry per entry of node; None: the same names
+        teacher: ModelConfig | list[ModelConfig] | None = None  # None: the original; or model sections
+        teacher_node: str | list[str] | None = None  # the teacher's modules, an entry each; None: same names
         teacher_weights: list[float] = field(default_factory=list)  # one per teacher; empty: equal
 
     @classmethod
