@@ -29,7 +29,7 @@ class Seen:
 class _FindAdd(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds the addition `skip + y` of a watched tensor `y`, if that is the first thing that happens to `y`.
 
-    Looking at addresses below the modules finds it in any code, through identities and views, without knowing the model.
+    It looks at addresses below the modules, so any code will do: identities and views do not hide the addition.
     """
 
     def __init__(self, stop: bool = False) -> None:
