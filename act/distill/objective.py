@@ -29,10 +29,10 @@ class LogitTerms:
 
 
 class _Teacher:
-    """A frozen teacher, the hooks on it, and how its features fit the student's."""
+    """A teacher, the hooks on it, and how its features fit the student's."""
 
     def __init__(self, model: nn.Module, share: float, terms: Sequence[FeatureTerm]) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()  # inference mode alone keeps gradients out
         self.share = share
         self.heads = Heads(model)
         self.capture = Capture(model, [term.teacher_node for term in terms])
@@ -52,7 +52,7 @@ class _Teacher:
 
 
 class DistillObjective(Objective):
-    """Weighted terms between a student and one or several frozen teachers, on the same batch.
+    """Weighted terms between a student and one or several teachers in eval mode, on the same batch.
 
     Terms: `soft` and `hard` on logits, `feature.NODE` for each pair of nodes; of several teachers the weighted mean. A
     student with a distillation token (DeiT, arXiv 2012.12877) has each of its two heads trained apart, for half the

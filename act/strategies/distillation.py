@@ -22,11 +22,10 @@ HARD_LABELS = ("label", "teacher")
 
 
 class Distillation(Strategy):
-    """The recovery objective of every stage that trains. It is no stage: it changes no model."""
+    """The recovery objective of every stage that trains; it changes no module. Alone it is a stage of training."""
 
     name = "Distillation"
     phase = Phase.OBJECTIVE
-    trains = False
 
     @dataclass
     class Config:

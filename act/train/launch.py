@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, LoggerType, ProjectConfiguration
+from accelerate.utils import DataLoaderConfiguration, LoggerType, ProjectConfiguration, broadcast
 
 from act.context import Context
 from act.errors import InputError
@@ -40,6 +41,21 @@ def close_trackers(accelerator: Accelerator) -> None:
     """Flush the trackers. Not `end_training`, which would also end the process group that later stages need."""
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def from_main(value: float, accelerator: Accelerator) -> float:
+    """Process 0's `value`, in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    return float(broadcast(torch.tensor([value], dtype=torch.float64, device=accelerator.device)).item())
+
+
+def mean_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """The mean of each value over the processes, which all call this with the same names."""
+    if accelerator.num_processes == 1 or not values:
+        return values
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(values, accelerator.reduce(own, reduction="mean").tolist(), strict=True))
 
 
 def _forget_other_settings(cpu: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -56,9 +57,10 @@ class Meter:
         return means
 
 
-def describe(title: str, meter: Meter, learning_rate: float, values: Mapping[str, float]) -> str:
+def describe(
+    title: str, meter: Meter, losses: Mapping[str, float], learning_rate: float, values: Mapping[str, float]
+) -> str:
     """One line on the state of a training; `values` are what the strategy reported."""
-    losses = meter.losses()
     parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     line = f"{title} {meter.step}/{meter.steps}  loss {sum(losses.values()):.4g} ({parts})"
     line += "".join(f"  {name} {value:.4g}" for name, value in values.items())
@@ -75,11 +77,11 @@ class Bar:
     """A progress bar on a terminal (stderr); elsewhere nothing, and `shown` is False: print lines instead."""
 
     def __init__(self, title: str, steps: int, step: int, show: bool = True) -> None:
-        console = Console(stderr=True, highlight=False)
-        self.shown = show and console.is_terminal
+        self.shown = show and sys.stderr.isatty()  # the event log prints its lines by the same rule
         self._progress: Progress | None = None
         if self.shown:
             columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+            console = Console(stderr=True, highlight=False)
             self._progress = Progress(*columns, console=console, transient=True, refresh_per_second=4)
             self._task: TaskID = self._progress.add_task(title, total=steps, completed=step)
 

@@ -21,13 +21,13 @@ from act.recipe.schema import TrainConfig
 from act.strategies.base import Objective, Strategy
 from act.train.check import train_problems
 from act.train.guard import check_finite
-from act.train.launch import close_trackers, make_accelerator
+from act.train.launch import close_trackers, from_main, make_accelerator, mean_over_processes
 from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
 from act.train.progress import Bar, Meter, describe
 from act.train.rng import seed_everything
 from act.train.state import TrainState, best_path, load_module, load_state, save_state, save_tensors
 from act.train.step import LossTerms
-from act.train.stream import batch_stream, batches_per_epoch, from_main, global_batch
+from act.train.stream import batch_stream, batches_per_epoch
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -205,7 +205,7 @@ def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, f
     images = 0
     for index in range(count):
         batch = next(stream)
-        images += global_batch(len(batch.images), accelerator)
+        images += len(batch.images) * accelerator.num_processes
         # Gradients are averaged over the processes once per step, with the last of its batches.
         with accelerator.no_sync(training.terms) if index + 1 < count else nullcontext():
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=training.cfg.amp == "bf16"):
@@ -219,10 +219,10 @@ def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, f
 
 
 def _report(training: _Training, meter: Meter, bar: Bar, rate: float, values: dict[str, float]) -> None:
-    """The event of a logging step, its line or bar, and the trackers. Terms are process 0's own part."""
-    line = describe(training.title, meter, rate, values)
+    """The event of a logging step, its line or bar, and the trackers."""
+    losses = mean_over_processes(meter.losses(), training.accelerator)
+    line = describe(training.title, meter, losses, rate, values)
     bar.update(meter.step, line)
-    losses = meter.losses()
     training.ctx.log(
         "train_step",
         "" if bar.shown else line,
@@ -274,7 +274,8 @@ def _better(value: float, than: float, mode: str) -> bool:
 
 def _save(training: _Training, meter: Meter) -> None:
     state = training.state
-    state.seconds, state.images, state.losses = meter.seconds, meter.images, meter.losses()
+    state.seconds, state.images = meter.seconds, meter.images
+    state.losses = mean_over_processes(meter.losses(), training.accelerator)
     if training.accelerator.is_main_process:
         training.last_good = save_state(state, training.folder)
 

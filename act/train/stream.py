@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -95,18 +94,3 @@ def _start_epoch(data: DataBundle, batch_size: int, loaders: tuple[Any, Any], ep
     if hasattr(sharded, "iteration"):
         sharded.iteration = epoch  # accelerate's loader passes this on to the sampler by itself
     return map(to_batch, skip_first_batches(sharded, skip) if skip else sharded)
-
-
-def global_batch(images: int, accelerator: Accelerator) -> int:
-    """Images in the batch of all processes together, from those in this process's part."""
-    return images * int(accelerator.num_processes)
-
-
-def from_main(value: float, accelerator: Accelerator) -> float:
-    """Process 0's `value`, in every process."""
-    if accelerator.num_processes == 1:
-        return value
-    from accelerate.utils import broadcast
-
-    shared = broadcast(torch.tensor([value], dtype=torch.float64, device=accelerator.device))
-    return float(shared.item())
