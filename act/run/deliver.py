@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from act.backends import get_backend
 from act.context import Context
+from act.data.batch import Batch
 from act.data.preprocess import Preprocess
+from act.errors import ExportError
 from act.export.onnx import export_onnx
 from act.plan import Stage
 from act.rebuild import save_model
@@ -24,7 +28,8 @@ from act.run.goals import needs_timing
 from act.run.metrics import ExportedModule
 from act.run.stages import PREDICTIONS, Session, check_promises
 from act.run.timing import time_in_turns
-from act.verify.folder import write_manifest
+from act.verify.artifact import check_artifact
+from act.verify.folder import verify_folder, write_manifest
 
 RUNTIME = "onnxruntime"
 DELIVERED = "delivered.json"
@@ -32,15 +37,15 @@ DELIVERED = "delivered.json"
 
 def deliver(
     session: Session, model: nn.Module, stages: Sequence[Stage], preprocess: Preprocess
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Write `artifact/` and measure it.
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write the model's files into `artifact/` and measure them.
 
-    Returns the baseline's figures with its latencies added, the report's entry of each file, and the checks made on
-    the files. ExportError when a file is not what the torch model is, ActError when a promise of a stage is broken.
+    Returns the baseline's figures with its latencies added, and the report's entry of each exported file. ExportError
+    when a file is not what the torch model is, ActError when a promise of a stage is broken.
     """
     ctx, folder = session.ctx, session.folder.artifact
     folder.mkdir(parents=True, exist_ok=True)
-    promises = check_promises(model, stages) if stages else []
+    check_promises(model, stages)
     onnx = folder / "model.onnx"
     save_model(folder, model, session.source, ctx.edits)
     ctx.log("export", f"exporting {onnx}")
@@ -55,16 +60,31 @@ def deliver(
         for batch, factor in entry["speedup"][RUNTIME].items():
             median = times["artifact"][batch]["median_ms"]
             ctx.log("benchmark", f"batch {batch}: {median:.2f} ms, {factor:.2f}x the speed of the original")
-    return baseline, [entry], promises
+    return baseline, [entry]
 
 
-def seal(session: Session, results: dict[str, Any], preprocess: Preprocess, key: str) -> None:
-    """Freeze the recipe with its results beside the files, write the manifest, and mark the run as delivered."""
+def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:
+    """Freeze the recipe with its results beside the files, write the manifest, and verify the folder anew.
+
+    Returns the checks as report entries; ExportError when one of them fails.
+    """
     folder, recipe = session.folder.artifact, session.ctx.recipe
     write_text(folder / "recipe.yaml", dump_recipe(dataclasses.replace(recipe, results=results)))
     write_json(folder / "preprocess.json", dataclasses.asdict(preprocess))
     write_manifest(folder, recipe_hash(recipe))
-    write_json(session.folder.path / DELIVERED, {"key": key, "manifest": sha256_file(folder / "manifest.json")})
+    # A caller's module cannot be rebuilt from its name, so a copy of it is what the tensors are loaded into.
+    base = copy.deepcopy(session.original).cpu() if session.source is None else None
+    checks = verify_folder(folder, base)
+    broken = [f"{check.name}: {check.detail}" for check in checks if not check.holds]
+    if broken:
+        raise ExportError(f"{folder}: the files do not hold what they must: {'; '.join(broken)}")
+    session.ctx.log("verified", f"verified: {', '.join(check.name for check in checks)}")
+    return [dataclasses.asdict(check) for check in checks]
+
+
+def mark_delivered(folder: RunFolder, key: str) -> None:
+    """Remember that the artifact and the reports are complete for the inputs hashed in `key`."""
+    write_json(folder.path / DELIVERED, {"key": key, "manifest": sha256_file(folder.artifact / "manifest.json")})
 
 
 def delivered_before(folder: RunFolder, key: str) -> bool:
@@ -107,13 +127,39 @@ def _time(ctx: Context, files: dict[str, Path]) -> dict[str, dict[str, dict[str,
 
 def _score(session: Session, model: nn.Module, stages: Sequence[Stage], onnx: Path) -> dict[str, Any]:
     """The figures of the file itself, scored by its own runtime, and its agreement with the torch model."""
-    runtime = get_backend(RUNTIME).load(onnx, session.ctx.recipe.export.threads)
+    ctx = session.ctx
+    runtime = get_backend(RUNTIME).load(onnx, ctx.recipe.export.threads)
     figures, predictions = session.scorer.scored(ExportedModule(runtime.run), session.baseline)
     found: dict[str, Any] = dict(figures)
     if predictions is not None:
-        torch_predictions = session.baseline.predictions
-        if stages:
-            last = session.folder.stage(len(stages), stages[-1].name)
-            torch_predictions = np.load(last / PREDICTIONS, allow_pickle=False)
-        found["agreement_torch"] = round(100 * float((predictions == torch_predictions).mean()), 4)
+        last = session.folder.stage(len(stages), stages[-1].name)
+        torch_predictions = np.load(last / PREDICTIONS, allow_pickle=False)
+        found["agreement_torch"] = 100 * float((predictions == torch_predictions).mean())
+    export = ctx.recipe.export
+    checked = check_artifact(
+        onnx,
+        model,
+        _images(ctx),
+        agreement=found.get("agreement_torch"),
+        min_agreement=export.min_agreement,
+        max_abs_diff=export.max_abs_diff,
+        threads=export.threads,
+    )
+    found |= checked.figures()
+    ctx.log(
+        "runtime",
+        f"{found['integer_products']} products run on integers, {found['float_products']} in floating point; "
+        f"agrees with torch on {found['agreement_torch']:.2f} %",
+        **found,
+    )
     return found
+
+
+def _images(ctx: Context) -> Iterable[Batch]:
+    """What the file and the torch model are compared on: validation images, else others, else noise."""
+    size = ctx.recipe.data.batch_size
+    if ctx.data is not None and ctx.data.has_val:
+        return ctx.data.val(size)
+    if ctx.data is not None and ctx.data.has_train:
+        return ctx.data.calibration(64, size)
+    return [Batch(torch.randn(16, *ctx.input_size, generator=torch.Generator().manual_seed(0)), None)]

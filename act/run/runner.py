@@ -19,7 +19,7 @@ from act.models import load_model, logits
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.baseline import Baseline, measure_baseline
-from act.run.deliver import deliver, delivered_before, seal
+from act.run.deliver import deliver, delivered_before, mark_delivered, seal
 from act.run.folder import RunFolder
 from act.run.goals import EXIT_CODES, check_measurable, judge
 from act.run.keys import chain_key, weights_hash
@@ -150,14 +150,15 @@ class _Run:
         self, session: Session, model: nn.Module, stages: list[Stage], records: list[dict[str, Any]], key: str
     ) -> dict[str, Any]:
         """Export, check, time, judge, and write both reports."""
-        baseline, artifacts, checks = deliver(session, model, stages, self.preprocess)
+        baseline, artifacts = deliver(session, model, stages, self.preprocess)
         name = session.scorer.main_metric(self.recipe.train)
         goals = judge(self.recipe.target, baseline, artifacts[0], name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals, checks)
+        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)
+        report["checks"] = seal(session, measured(report), self.preprocess)
         write_report(self.folder, self.recipe, report)
-        seal(session, measured(report), self.preprocess, key)
+        mark_delivered(self.folder, key)
         return report
 
 

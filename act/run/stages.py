@@ -178,7 +178,7 @@ class StageRun:
     def train(self, model: nn.Module) -> tuple[int, float]:
         """Recovery training; optimiser steps done, and seconds spent on it by earlier, interrupted tries."""
         ctx, cfg = self.session.ctx, self.stage.train
-        if not self.stage.strategy.trains or cfg is None:
+        if cfg is None:
             return 0, 0.0
         objectives = self.objectives(model)
         seed_everything(ctx.recipe.seed, self.number, TRAINING)
