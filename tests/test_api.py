@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import act
@@ -26,11 +27,11 @@ DIGITS = """
 name: digits
 model:
   name: vit_tiny_patch16_224
-  checkpoint: builtin:digits_vit.safetensors
+  checkpoint: model.safetensors
   num_classes: 10
-  kwargs: {img_size: 32, patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}
+  kwargs: {img_size: 16, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
 data:
-  {train: 'builtin:digits.tar/train', val: 'builtin:digits.tar/val', limit_val: 48, workers: 0, input_size: [3, 32, 32]}
+  {train: 'builtin:digits.tar/train', val: 'builtin:digits.tar/val', limit_val: 48, workers: 0}
 QuantPost: {images: 16}
 target: {max_drop: 0.0, bytes: 1}
 export: {benchmark: false}
@@ -71,6 +72,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_the_command_and_the_class_give_the_same_result(tmp_path: Path) -> None:
     recipe = tmp_path / "digits.yaml"
     recipe.write_text(DIGITS)
+    kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
+    save_file(timm.create_model("vit_tiny_patch16_224", **kwargs).state_dict(), tmp_path / "model.safetensors")
     code = main(["run", str(recipe), "--dir", str(tmp_path / "command")])
     result = AutoCompression(config=recipe, save_dir=tmp_path / "class").compress()
     command = read_report(RunFolder(tmp_path / "command"))
@@ -90,7 +93,7 @@ def test_the_command_and_the_class_give_the_same_result(tmp_path: Path) -> None:
     assert frozen.results["artifacts"][0]["sha256"] == result.report["artifacts"][0]["sha256"]
     model = load(result.folder)
     again = load(result.folder / "artifact")
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(model(images), again(images))
 
@@ -160,7 +163,7 @@ def test_loaders_and_files_of_the_recipe_do_not_mix() -> None:
 
 def test_a_name_a_checkpoint_or_a_module_is_a_model(tmp_path: Path) -> None:
     recipe = tmp_path / "digits.yaml"
-    recipe.write_text(DIGITS)
+    recipe.write_text(DIGITS.replace("model.safetensors", "builtin:digits_vit.safetensors"))
     assert AutoCompression("deit_tiny_patch16_224", recipe).recipe.model.checkpoint is None
     assert AutoCompression("deit_tiny_patch16_224", recipe).recipe.model.name == "deit_tiny_patch16_224"
     other = AutoCompression(tmp_path / "mine.safetensors", recipe).recipe.model

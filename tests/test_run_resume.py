@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import act.run.deliver as deliver
 import act.run.stages as stages
+import act.run.timing as timing
 from act import AutoCompression, load
 from act.errors import ActError, InputError
 from act.run.log import read_events
@@ -59,6 +62,14 @@ def tiny_model() -> nn.Module:
 def job(folder: Path, train: Loader, **changes: Any) -> AutoCompression:
     val = list(Loader(2, seed=9).batches)
     return AutoCompression(tiny_model(), CONFIG | changes, train_dataloader=train, eval_dataloader=val, save_dir=folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Time the files for a moment only; how long does not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deliver, "time_in_turns", partial(timing.time_in_turns, seconds=0.0, rounds=(2, 2)))
+        yield
 
 
 @pytest.fixture(scope="module")
