@@ -8,6 +8,8 @@ translation and no graph pattern stands between the module's scale and the file'
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,9 +77,11 @@ class _Form(nn.Module):
     weight_quantizer: _Grid | None
     input_quantizer: QuantizeDequantize | None
 
-    def __init__(self, layer: CompressedLayer, name: str, axis: int) -> None:
+    def __init__(self, layer: CompressedLayer, name: str, calls: set[str], axis: int) -> None:
         super().__init__()
         self.axis = axis
+        # Shared and mutable, since tracing puts a module's attributes back to what they were.
+        self.name, self.calls = name, calls
         self.bias = layer.bias
         self.weight_quantizer = self.input_quantizer = None
         weight = layer.weight.detach()
@@ -93,17 +97,26 @@ class _Form(nn.Module):
         if layer.input_quantizer is not None and layer.input_quantizer.enabled:
             self.input_quantizer = QuantizeDequantize(layer.input_quantizer, f"{name}.input_quantizer")
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight in torch's layout, for a model that asks for its type or multiplies by it directly."""
+        weight = self._weight()
+        return weight.t() if weight.dim() == 2 else weight
+
     def _stored(self, weight: Tensor) -> Tensor:
         return weight.clone()
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The (dequantised) input and weight that the float operator multiplies."""
-        x = x if self.input_factor is None else x * self.input_factor
-        x = x if self.input_quantizer is None else self.input_quantizer(x)
+    def _weight(self) -> Tensor:
         grid = self.weight_quantizer
         if grid is None:
-            return x, self.weight_float
-        return x, _dequantize(self.weight_int8, grid.scale, grid.zero_point, self.axis)
+            return self.weight_float
+        return _dequantize(self.weight_int8, grid.scale, grid.zero_point, self.axis)
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The (dequantised) input and weight that the float operator multiplies."""
+        self.calls.add(self.name)
+        x = x if self.input_factor is None else x * self.input_factor
+        return x if self.input_quantizer is None else self.input_quantizer(x), self._weight()
 
 
 class ExportedLinear(_Form):
@@ -114,19 +127,8 @@ class ExportedLinear(_Form):
     be merged into a Gemm first, which runs on integers only with an integer bias.
     """
 
-    def __init__(self, layer: CompressedLinear, name: str) -> None:
-        super().__init__(layer, name, axis=1)
-        self.name = name
-
-    @property
-    def weight(self) -> Tensor:
-        """[out, in], for a module that multiplies by the weight itself; a quantised one must not be bypassed so."""
-        if self.weight_quantizer is None and self.input_quantizer is None:
-            return self.weight_float.t()
-        raise ExportError(
-            f"{self.name}: the model uses this layer's weight without calling the layer, so its quantisers would do "
-            "nothing; leave the layer out of the quantisation (skip)"
-        )
+    def __init__(self, layer: CompressedLinear, name: str, calls: set[str]) -> None:
+        super().__init__(layer, name, calls, axis=1)
 
     def _stored(self, weight: Tensor) -> Tensor:
         return weight.t().contiguous()
@@ -141,8 +143,8 @@ class ExportedLinear(_Form):
 class ExportedConv2d(_Form):
     """Convolution with the weight stored as in torch, [out, in / groups, kh, kw]."""
 
-    def __init__(self, layer: CompressedConv2d, name: str) -> None:
-        super().__init__(layer, name, axis=0)
+    def __init__(self, layer: CompressedConv2d, name: str, calls: set[str]) -> None:
+        super().__init__(layer, name, calls, axis=0)
         if layer.padding_mode != "zeros":
             raise ExportError(f"{name}: padding_mode {layer.padding_mode!r} cannot be exported; allowed: zeros")
         self.stride, self.padding = layer.stride, layer.padding
@@ -153,24 +155,32 @@ class ExportedConv2d(_Form):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def to_export_forms(model: nn.Module) -> dict[str, Tensor]:
-    """Replace, in place, every linear layer, compressed convolution and fake quantiser by its export form.
+@dataclass(frozen=True)
+class Forms:
+    """What `to_export_forms` put in: compressed `layers`, the `buffers` the traced graph must contain by initialiser
+    name, and the names of the layers that a traced forward has called."""
 
-    Returns what the traced graph must contain: weights and scales of what was compressed, by initialiser name.
-    """
+    layers: list[str]
+    buffers: dict[str, Tensor]
+    calls: set[str]
+
+
+def to_export_forms(model: nn.Module) -> Forms:
+    """Replace, in place, every linear layer, compressed convolution and fake quantiser by its export form."""
     names = [name for name, _ in compressed_layers(model)]
     for name, module in list(model.named_modules()):
         # Layers that were not compressed become the same form, so that their weights keep a name in the file too.
         if type(module) is nn.Linear:
             compress_layer(model, name)
+    calls: set[str] = set()
     forms: dict[int, nn.Module] = {}
     for name, layer in compressed_layers(model):
         linear = isinstance(layer, CompressedLinear)
-        forms[id(layer)] = ExportedLinear(layer, name) if linear else ExportedConv2d(layer, name)  # type: ignore[arg-type]
+        forms[id(layer)] = ExportedLinear(layer, name, calls) if linear else ExportedConv2d(layer, name, calls)  # type: ignore[arg-type]
     _replace(model, forms)
     quantizers = [(name, module) for name, module in model.named_modules() if isinstance(module, FakeQuantize)]
     _replace(model, {id(m): QuantizeDequantize(m, name) if m.enabled else nn.Identity() for name, m in quantizers})
-    return {
+    buffers = {
         f"{name}.{key}": buffer
         for name, module in model.named_modules()
         if isinstance(module, _Grid) or name in names
@@ -178,6 +188,7 @@ def to_export_forms(model: nn.Module) -> dict[str, Tensor]:
         # Zero points are shared by all.
         if not key.endswith("zero_point")
     }
+    return Forms(names, buffers, calls)
 
 
 def _replace(model: nn.Module, new: dict[int, nn.Module]) -> None:

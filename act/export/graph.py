@@ -1,4 +1,4 @@
-"""What is done to the exporter's graph before it is written: names, sharing of Q/DQ pairs, metadata.
+"""What is done to the exporter's graph before it is written: names, one Q/DQ pair per reader, metadata.
 
 Afterwards each initialiser and node is called after the layer it comes from, so that a census, a profile or
 `verify` can speak of layers, and the file holds no source paths of the machine that wrote it.
@@ -27,14 +27,14 @@ def finish_graph(model: onnx.ModelProto, prefix: str, buffers: Mapping[str, Tens
     """Tidy `model` in place.
 
     `prefix` is what the exporting wrapper put before every name; `buffers` are those of the export forms by name,
-    each of which must be in the graph: ExportError for a layer that the traced forward did not use.
+    each of which must be in the graph: ExportError for one that the exporter lost.
     """
     graph = model.graph
     _rename_values(graph, {name: name.removeprefix(prefix) for name in _initializer_names(graph)})
     _name_nodes(graph, prefix)
     _drop_needless_clips(graph)
     _share_zero_points(graph)
-    _share_pairs(graph)
+    _separate_pairs(graph)
     _drop_unused_initializers(graph)
     aliases = _find_aliases(graph, buffers)
     _clear_metadata(model)
@@ -110,22 +110,42 @@ def _rename_inputs_of_pairs(graph: onnx.GraphProto, renames: Mapping[str, str]) 
             node.input[2] = renames.get(node.input[2], node.input[2])
 
 
-def _share_pairs(graph: onnx.GraphProto) -> None:
-    """Let consumers of one tensor that quantise it with one scale share the Q/DQ pair."""
-    values = {tensor.name: tensor.raw_data or tensor.SerializeToString() for tensor in graph.initializer}
-    for op_type in ("QuantizeLinear", "DequantizeLinear"):
-        first: dict[tuple[object, ...], str] = {}
-        renames = {}
-        for node in list(graph.node):
-            if node.op_type != op_type or node.input[0] in values:
+def _separate_pairs(graph: onnx.GraphProto) -> None:
+    """Give each reader of a quantised activation a Q/DQ pair of its own.
+
+    The exporter merges pairs that agree (q, k and v of one input). ONNX Runtime moves activations from int8 to
+    uint8 to reach its fast kernels, and does so only for a QuantizeLinear with one reader: products behind a shared
+    pair would run in floating point. The copies differ in `axis`, which means nothing with a single scale but keeps
+    ONNX Runtime from merging them again.
+    """
+    producers = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    readers: Counter[str] = Counter()  # of each quantised tensor so far
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            dequantize = producers.get(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] in constants:
                 continue
-            key = (node.input[0], values[node.input[1]], node.input[2])
-            if key in first:
-                renames[node.output[0]] = first[key]
-                graph.node.remove(node)
-            else:
-                first[key] = node.output[0]
-        _rename_values(graph, renames)
+            quantize = producers[dequantize.input[0]]
+            copies = readers[quantize.output[0]]
+            readers[quantize.output[0]] += 1
+            if copies:
+                pair = [_copy(item, copies) for item in (quantize, dequantize)]
+                pair[1].input[0], node.input[index] = pair[0].output[0], pair[1].output[0]
+                nodes += pair
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
+    copied = onnx.NodeProto.FromString(node.SerializeToString())
+    copied.name, copied.output[0] = f"{node.name}_{number + 1}", f"{node.output[0]}_{number + 1}"
+    del copied.attribute[:]
+    # An axis that any activation has; more readers than that may be merged, which costs speed only.
+    copied.attribute.append(onnx.helper.make_attribute("axis", min(number, 2)))
+    return copied
 
 
 def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
@@ -148,10 +168,7 @@ def _find_aliases(graph: onnx.GraphProto, buffers: Mapping[str, Tensor]) -> dict
         )
         found = next((tensor.name for tensor in graph.initializer if equal(tensor)), None)
         if found is None:
-            raise ExportError(
-                f"{name}: not in the traced graph, since the model's forward does not call this layer; "
-                "leave the layer out of the compression (skip)"
-            )
+            raise ExportError(f"{name}: lost by the exporter; the traced graph does not depend on it")
         aliases[name] = found
     return aliases
 

@@ -56,7 +56,7 @@ def export_onnx(
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"export.opset: {opset}; allowed: {MIN_OPSET} to {MAX_OPSET}")
     copied = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
-    buffers = to_export_forms(copied)
+    forms = to_export_forms(copied)
     # Two images: a batch of one would be traced as a constant.
     example = torch.zeros(2, *input_size)
     with _quiet(), torch.no_grad():
@@ -77,9 +77,15 @@ def export_onnx(
             raise
         except Exception as error:  # tracing fails in as many ways as there are models
             raise ExportError(f"the model cannot be traced to ONNX: {_reason(error)}") from error
+    uncalled = [name for name in forms.layers if name not in forms.calls]
+    if uncalled:
+        raise ExportError(
+            f"{', '.join(uncalled)}: compressed, but the model's forward does not call it (it may use the weight "
+            "directly), so masks and quantisers would do nothing; leave it out of the compression (skip)"
+        )
     assert onnx_program is not None
     proto: onnx.ModelProto = onnx_program.model_proto
-    finish_graph(proto, _PREFIX, buffers)
+    finish_graph(proto, _PREFIX, forms.buffers)
     for key, value in {"producer": f"vitcompress {__version__}", **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
     with replacing(path) as temporary:
