@@ -42,8 +42,8 @@ def test_mse_is_the_best_clip_of_a_brute_force_search() -> None:
         clip = mse(seen(x), qmax)
 
         def error(c: float, qmax: int = qmax) -> float:
-            scale = c / qmax
-            return float(((x.abs().double() / scale).round().clamp(max=qmax) * scale - x.abs().double()).square().mean())
+            scale, exact = c / qmax, x.abs().double()
+            return float(((exact / scale).round().clamp(max=qmax) * scale - exact).square().mean())
 
         best = min(error(float(x.abs().max()) * f / 100) for f in range(2, 101))
         assert error(clip) <= best * 1.02
