@@ -15,7 +15,7 @@ from act.recipe.compose import groups
 from act.recipe.load import SECTIONS, dump_recipe, load_recipe, recipe_from_dict, recipe_hash
 from act.strategies.base import load_strategies
 
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = [
     *load_strategies(),
     *SECTIONS,
@@ -121,7 +121,7 @@ def test_any_command_line(words: list[str], tmp_path: Path) -> None:
 
 
 @given(defaults=VALUES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_defaults_list(defaults: Any, tmp_path: Path) -> None:
     check(
         tmp_path,

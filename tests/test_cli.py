@@ -1,0 +1,281 @@
+"""The command line: exit codes, one style of errors, help, and what each verb prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from act.cli import main as cli
+from act.cli.diagnosis import Finding, cpu, import_failure
+from act.cli.main import VERBS, main, parse
+from act.cli.output import number, size
+from act.cli.plan import shorten
+from act.errors import ActError
+from act.recipe.load import load_recipe, recipe_hash
+
+TINY = """\
+model:
+  name: vit_tiny_patch16_224
+  num_classes: 10
+  kwargs: {img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3}
+Prune: {align: 1}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+def output(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:
+    assert main(argv) == code
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def command(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys\nfrom act.cli.main import build_parser\nbuild_parser().format_help()\n"
+        "print([name for name in ('torch', 'timm', 'hydra', 'yaml', 'rich', 'numpy') if name in sys.modules])"
+    )
+    assert command("-c", code).stdout.strip() == "[]"
+    started = time.perf_counter()
+    shown = command("-m", "act", "--help")
+    assert shown.returncode == 0 and all(verb in shown.stdout for verb in VERBS)
+    assert time.perf_counter() - started < 5  # 0.1 s on an idle machine; importing torch alone takes far longer
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and "examples:" in text and f"vitcompress {verb}" in text
+
+
+def test_the_examples_in_the_help_can_be_parsed() -> None:
+    import shlex
+
+    lines = [
+        line.strip()
+        for module in (*VERBS.values(), cli)
+        for line in (getattr(module, "EPILOG", "") or cli._EPILOG).splitlines()
+    ]
+    examples = [line.split("   ")[0] for line in lines if line.startswith("vitcompress ") and "VERB" not in line]
+    assert len(examples) > 15
+    for example in examples:
+        assert parse(shlex.split(example)[1:]).verb in VERBS
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["run", "r", "--dir", "d", "a=1", "b=2"],
+        ["run", "r", "a=1", "--dir", "d", "b=2"],
+        ["run", "--dir", "d", "r", "a=1", "b=2"],
+        ["run", "--debug", "r", "a=1", "b=2", "--dir", "d"],
+    ],
+)
+def test_overrides_may_stand_anywhere_after_the_recipe(argv: list[str]) -> None:
+    args = parse(argv)
+    assert (args.recipe, args.overrides, str(args.dir)) == ("r", ["a=1", "b=2"], "d")
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["run"], ["run", "r", "--speed", "9"], ["doctor", "extra"]])
+def test_a_wrong_command_line_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    assert left.value.code == 2 and "vitcompress" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_per_problem_without_a_traceback(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("run", "plan", "nodes"):
+        out, err = output(capsys, verb, recipe, "seed=-1", "Prune.patern=x", code=2)
+        lines = err.splitlines()
+        assert out == "" and len(lines) == 2 and "Traceback" not in err
+        assert all(line.startswith("vitcompress: error: command line: ") for line in lines)
+    _, err = output(capsys, "plan", recipe, "seed=-1", "--debug", code=2)
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (ActError("parity lost\nsecond line"), 1, ["parity lost", "second line"]),
+        (KeyError("x"), 1, ["KeyError: 'x'; this should not happen, run again with --debug for the traceback"]),
+        (KeyboardInterrupt(), 130, ["interrupted; continue with: vitcompress run r --dir 'a b'"]),
+    ],
+)
+def test_other_failures(
+    error: BaseException,
+    code: int,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(args: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(VERBS["run"], "command", fail)
+    _, err = output(capsys, "run", "r", "--dir", "a b", code=code)
+    assert err.splitlines() == [f"vitcompress: error: {line}" for line in expected]
+
+
+def test_run_hands_over_recipe_and_folder(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import act.run.runner as runner
+
+    calls: list[Any] = []
+
+    def fake(recipe: Any, folder: Path, force: bool = False) -> Any:
+        calls.append((recipe.name, recipe.seed, str(folder), force))
+        return type("Result", (), {"exit_code": 3})
+
+    monkeypatch.setattr(runner, "run", fake)
+    assert main(["run", recipe, "seed=5"]) == main(["run", recipe, "--dir", "x", "--force"]) == 3
+    assert calls == [("tiny", 5, "runs/tiny", False), ("tiny", 0, "x", True)]
+
+
+def test_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = output(capsys, "plan", recipe, "QuantAware={}", "TrainConfig.train_iter=9")
+    assert (
+        "1. prune" in out
+        and "2. quant_aware" in out
+        and "blocks.{0-1}.mlp.fc1" in out
+        and "learns from the labels" in out
+    )
+    assert "head): patch embedding or head: left dense" in out
+    assert "warning: data.train: not given" in err
+    found = json.loads(output(capsys, "plan", recipe, "--json")[0])
+    assert found["recipe_hash"] == recipe_hash(load_recipe(recipe))
+    (stage,) = found["stages"]
+    assert stage["name"] == "prune" and len(stage["layers_done"]) == 8
+    assert {layer["name"] for layer in stage["layers_left"]} == {"patch_embed.proj", "head"}
+    listed = output(capsys, "plan", recipe, "--layers")[0]
+    assert all(f"touches {name}" in listed for name in stage["layers_done"])
+
+
+def test_nodes(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = json.loads(output(capsys, "nodes", recipe, "--pattern", "blocks.1*", "--json")[0])
+    by_name = {node["name"]: node for node in nodes}
+    assert by_name["blocks.1"]["shape"] == [17, 48] and by_name["blocks.1.mlp.fc1"]["parameters"] == 48 * 192 + 192
+    assert all(name.startswith("blocks.1") for name in by_name)
+    out, _ = output(capsys, "nodes", recipe, "model.kwargs.depth=1")
+    assert "17 x 48" in out and "blocks.1" not in out
+    _, err = output(capsys, "nodes", recipe, "--pattern", "layers.*", code=2)
+    assert "no module" in err
+    _, err = output(capsys, "nodes", "vit_tinny_patch16_224", code=2)
+    assert "did you mean vit_tiny_patch16_224?" in err
+
+
+def test_recipes(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = output(capsys, "recipes", "ls")
+    assert "quickstart" in out and "Prune" in out
+    assert "quickstart" in {found["name"] for found in json.loads(output(capsys, "recipes", "ls", "--json")[0])}
+    shown, _ = output(capsys, "recipes", "show", "quickstart")
+    assert shown.startswith("# The embedded example")
+    resolved, _ = output(capsys, "recipes", "show", "quickstart", "--resolved", "seed=7")
+    assert "seed: 7" in resolved and "clip_grad: 1.0" in resolved
+    copy = tmp_path / "mine.yaml"
+    output(capsys, "recipes", "cp", "quickstart", str(copy))
+    assert copy.read_text() == shown
+    _, err = output(capsys, "recipes", "cp", recipe, str(copy), code=2)
+    assert "exists" in err and copy.read_text() == shown
+    output(capsys, "recipes", "cp", recipe, str(copy), "--force")
+    assert copy.read_text() == TINY
+    _, err = output(capsys, "recipes", "cp", recipe, str(tmp_path / "no" / "x.yaml"), code=2)
+    assert "no such folder" in err
+
+
+def test_validate(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = output(capsys, "recipes", "validate", "quickstart", recipe, "seed=3")
+    assert out.splitlines() == ["quickstart: ok", f"{recipe}: ok"]
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("Prun: {}\nQuantization: {quantize_op_types: [mul]}\n")
+    out, err = output(capsys, "recipes", "validate", recipe, str(bad), "nowhere.yaml", code=2)
+    assert out.splitlines() == [f"{recipe}: ok"] and len(err.splitlines()) == 2
+    bad.write_text("Quantization: {quantize_op_types: [mul]}\n")
+    _, err = output(capsys, "recipes", "validate", str(bad))
+    assert err == f"note: {bad}: QuantAware.quantize_op_types: ACT's mul is read as linear\n"
+
+
+def test_verify_prints_failures_and_exits_with_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import act.verify.folder as folder
+    from act.strategies.base import Invariant
+
+    checks = [Invariant("checksums", True), Invariant("2:4 along K", False, "blocks.0: 1 group")]
+    monkeypatch.setattr(folder, "verify_folder", lambda path: checks)
+    out, _ = output(capsys, "verify", "x", code=3)
+    assert "1 of 2 checks FAIL" in out and "blocks.0: 1 group" in out
+    found = json.loads(output(capsys, "verify", "x", "--json", code=3)[0])
+    assert found["holds"] is False and [check["holds"] for check in found["checks"]] == [True, False]
+    monkeypatch.setattr(folder, "verify_folder", lambda path: checks[:1])
+    assert "everything holds" in output(capsys, "verify", "x")[0]
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {entry["name"]: entry for entry in json.loads(output(capsys, "doctor", "--json")[0])}
+    assert found["torch"]["state"] == "ok" and found["backend onnxruntime"]["state"] == "ok"
+    assert "processor" in found and "GPU" in found
+    assert "backend onnxruntime" in output(capsys, "doctor")[0]
+
+
+def test_doctor_reports_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import act.cli.diagnosis as diagnosis
+
+    monkeypatch.setattr(diagnosis, "NEEDED", ("a-package-that-is-not-there",))
+    out, _ = output(capsys, "doctor", code=1)
+    assert "BROKEN" in out and "pip install a-package-that-is-not-there" in out
+
+
+def test_doctor_explains_torchvision_of_another_build() -> None:
+    versions = {"torch": "2.11.0+cpu", "torchvision": "0.26.0"}
+    error = RuntimeError("operator torchvision::nms does not exist")
+    text = import_failure("timm", "1.0.25", error, lambda name: versions[name])
+    assert (
+        "torch 2.11.0+cpu and torchvision 0.26.0" in text and "--index-url https://download.pytorch.org/whl/cpu" in text
+    )
+    plain = import_failure("onnx", "1.0", ImportError("no module x"), lambda name: "1")
+    assert "no module x" in plain and "--force-reinstall onnx" in plain
+
+
+def test_processor_flags() -> None:
+    with_vnni = "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx512_vnni\nmodel name\t: Other\n"
+    assert cpu(with_vnni).detail.startswith("Some CPU") and "avx2 avx512f avx512_vnni" in cpu(with_vnni).detail
+    assert "gain little speed" in cpu("flags: fpu avx2\n").detail
+    assert isinstance(cpu(""), Finding) and "unknown" in cpu("").detail
+
+
+def test_folded_names() -> None:
+    names = ["patch_embed.proj", *(f"blocks.{index}.fc" for index in range(12)), "head"]
+    assert shorten(names) == "patch_embed.proj, blocks.{0-11}.fc, head"
+    assert (
+        shorten(["layers.0.blocks.0.x", "layers.0.blocks.1.x", "layers.1.blocks.0.x"])
+        == "layers.0.blocks.{0-1}.x, layers.1.blocks.0.x"
+    )
+    assert shorten(["blocks.0.x", "blocks.5.x"]) == "blocks.{0,5}.x"
+
+
+def test_units() -> None:
+    assert (size(999), size(1_500_000), number(22_050_664), number(12)) == ("999 B", "1.50 MB", "22.05 M", "12")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    argv = [sys.executable, "-m", "act", "recipes", "show", "quickstart"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # before anything is written, as `| head -0` would
+        assert process.stderr.read() == b""
