@@ -22,7 +22,7 @@ from act.run.goals import check_measurable, judge, status_of
 from act.run.html import render
 from act.run.metrics import check_order
 from act.run.result import RunResult
-from act.run.timing import time_in_turns
+from act.run.timing import time_in_turns, unsteady
 
 
 class Echo(nn.Module):
@@ -136,8 +136,13 @@ def test_timing_takes_turns() -> None:
     calls: list[str] = []
     runs = {"a": lambda images: calls.append("a"), "b": lambda images: calls.append("b")}
     found = time_in_turns(runs, [2], (3, 4, 4), seconds=0.0, rounds=(4, 4))
-    assert "".join(calls) == "aaabbb" + "ab" * 4
+    assert "".join(calls) == "aaabbb" + "abba" * 2
     assert set(found["a"]["2"]) == {"median_ms", "p90_ms"}
+
+
+def test_unsteady_timings_are_named() -> None:
+    steady, busy = {"median_ms": 1.0, "p90_ms": 2.9}, {"median_ms": 1.0, "p90_ms": 3.1}
+    assert unsteady({"a": {"1": steady, "8": busy}, "b": {"1": steady}}) == ["a, batch 8"]
 
 
 def report() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from act.run.folder import RunFolder
 from act.run.goals import needs_timing
 from act.run.metrics import ExportedModule
 from act.run.stages import PREDICTIONS, Session, check_promises
-from act.run.timing import time_in_turns
+from act.run.timing import time_in_turns, unsteady
 from act.verify.artifact import check_artifact
 from act.verify.folder import verify_folder, write_manifest
 
@@ -60,6 +60,10 @@ def deliver(
         for batch, factor in entry["speedup"][RUNTIME].items():
             median = times["artifact"][batch]["median_ms"]
             ctx.log("benchmark", f"batch {batch}: {median:.2f} ms, {factor:.2f}x the speed of the original")
+        if shaky := unsteady(times):
+            ctx.log(
+                "warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these latencies"
+            )
     return baseline, [entry]
 
 

@@ -11,6 +11,17 @@ import numpy.typing as npt
 
 Run = Callable[[npt.NDArray[np.float32]], Any]
 WARM_UP = 3
+UNSTEADY = 3.0  # a p90 so many times the median means that something else used the machine
+
+
+def unsteady(times: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """`name, batch N` for each timing that varied too much to be relied on."""
+    return [
+        f"{name}, batch {batch}"
+        for name, batches in times.items()
+        for batch, found in batches.items()
+        if found["p90_ms"] > UNSTEADY * found["median_ms"]
+    ]
 
 
 def time_in_turns(
@@ -35,7 +46,8 @@ def time_in_turns(
         end = time.perf_counter() + seconds
         done = 0
         while done < rounds[0] or (done < rounds[1] and time.perf_counter() < end):
-            for name, run in runs.items():
+            # Every other round backwards, so that none always follows the same one.
+            for name, run in list(runs.items())[:: 1 if done % 2 == 0 else -1]:
                 begin = time.perf_counter()
                 run(images)
                 times[name].append(1000 * (time.perf_counter() - begin))
