@@ -62,7 +62,7 @@ def deliver(
             ctx.log("benchmark", f"batch {batch}: {median:.2f} ms, {factor:.2f}x the speed of the original")
         if shaky := unsteady(times):
             ctx.log(
-                "warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these latencies"
+                "warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these"
             )
     return baseline, [entry]
 
