@@ -66,7 +66,8 @@ class CompressedConv2d(_Compressed, nn.Conv2d):
     """nn.Conv2d with an optional N:M mask and optional quantisers. Input [B, C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(self.quantized_input(x), self.effective_weight(), self.bias)
+        y: Tensor = self._conv_forward(self.quantized_input(x), self.effective_weight(), self.bias)
+        return y
 
 
 CompressedLayer = CompressedLinear | CompressedConv2d
