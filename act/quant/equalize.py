@@ -10,6 +10,7 @@ channel 30 times larger than any other. Which s is best is measured on sampled r
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,11 +31,22 @@ _CLIPS = (1.0, 0.7)
 
 @dataclass
 class Equalized:
-    """What was done: folds, layers that need an inserted factor, and folds undone with the reason."""
+    """What was done: folds, layers that need an inserted factor, folds undone with the reason.
+
+    `error`: per layer, the quantisation error of its output as a share of a typical token's output.
+    """
 
     folded: list[str]
     inserted: dict[str, Tensor]
     undone: list[tuple[str, str]]
+    error: dict[str, float]
+
+    def outliers(self, ratio: float) -> list[str]:
+        """Layers whose error is more than `ratio` times the median layer's, whatever factor was tried."""
+        if not self.error or not ratio:
+            return []
+        limit = ratio * statistics.median(self.error.values())
+        return [name for name, error in self.error.items() if error > limit]
 
 
 @torch.no_grad()
@@ -43,17 +55,17 @@ def equalize(
 ) -> Equalized:
     """Equalise the inputs of the named linear layers in place. `images`: batches [B, C, H, W], `count` in all.
 
-    `Equalized.inserted` maps a layer to the factor [in] that its input still has to be multiplied by; its weight is
-    already divided by that factor.
+    `Equalized.inserted` maps a layer to the factor [in] that its input has to be multiplied by and its weight's columns
+    divided by; neither is done yet.
     """
     first = next(iter(images))[:2]
     folds = [fold for fold in find_folds(model, first) if all(name in layers for name in fold.readers)]
     seen = collect_rows(model, layers, images, count)
     reference = logits(model(first))
-    result = Equalized([], {}, [])
+    result = Equalized([], {}, [], {})
     free = {name for name in layers if name in seen}
     for fold in folds:
-        factor, gain = _best_factor([_weight(model, name) for name in fold.readers], seen[fold.readers[0]], bits)
+        factor, gain, error = _best_factor([_weight(model, name) for name in fold.readers], seen[fold.readers[0]], bits)
         if gain <= 1:
             continue
         before = [tensor.clone() for tensor in fold_tensors(model, fold)]
@@ -61,21 +73,23 @@ def equalize(
         change = float((logits(model(first)) - reference).abs().max() / reference.abs().max().clamp(min=_FLOOR))
         if change <= _TOLERANCE:
             result.folded.append(fold.readers[0])
+            result.error.update(dict.fromkeys(fold.readers, error))
             free -= set(fold.readers)
             continue
         for tensor, value in zip(fold_tensors(model, fold), before, strict=True):
             tensor.copy_(value)
         result.undone.append((fold.readers[0], f"something besides {', '.join(fold.readers)} reads {fold.producer}"))
     for name in [name for name in layers if name in free]:
-        factor, gain = _best_factor([_weight(model, name)], seen[name], bits)
+        factor, gain, error = _best_factor([_weight(model, name)], seen[name], bits)
+        result.error[name] = error if gain >= INSERT_GAIN else error * max(gain, 1.0)
         if gain >= INSERT_GAIN:
-            _weight(model, name).mul_(factor)
             result.inserted[name] = 1 / factor
     return result
 
 
-def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) -> tuple[Tensor, float]:
-    """The factor s [K] with the smallest output error, and by how much it cuts the error of s = 1."""
+def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) -> tuple[Tensor, float, float]:
+    """The factor s [K] with the smallest output error, by how much it cuts the error of s = 1, and that error as a
+    share of the median token's mean square output (the mean would be that of the few tokens with huge values)."""
     rows, largest = seen.rows, seen.largest.clamp(min=_FLOOR)
     weight = torch.cat(weights)
     columns = weight.abs().amax(0).clamp(min=_FLOOR)
@@ -91,7 +105,9 @@ def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) 
 
     plain = error(torch.ones_like(largest))
     best = min(candidates, key=error)
-    return best, plain / max(error(best), 1e-30)
+    smallest = max(error(best), 1e-30)
+    power = float((rows @ weight.t()).square().mean(1).median())
+    return best, plain / smallest, smallest / max(power, 1e-30)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from act.context import Context
 
 
+OUTLIER = "input left in floating point, weight quantised: a few of its values are so large that integers lose the rest"
+
+
 def quant_plan(model: nn.Module, config: QuantConfig, ctx: Context) -> LayerPlan:
     """Layers (and, with `matmul`, attention modules) to quantise; the rest with reasons."""
     plan = select_layers(model, ctx.input_size, config.include, config.exclude)
@@ -49,11 +52,15 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
     images = _images(config, ctx)
     was_training = model.training
     model.eval()
+    outliers: list[str] = []
     if config.equalize:
-        _equalize(model, [name for name in layers if isinstance(model.get_submodule(name), nn.Linear)], config, ctx)
-    bits = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits, "learn": learn}
+        linears = [name for name in layers if isinstance(model.get_submodule(name), nn.Linear)]
+        outliers = _equalize(model, linears, config, ctx)
+    bits: dict[str, Any] = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits}
+    bits["learn"] = learn
     if layers:
-        ctx.edit(model, {"op": "quantize", "layers": {name: dict[str, Any](bits) for name in layers}})
+        specs = {name: bits | ({"activation_bits": 0} if name in outliers else {}) for name in layers}
+        ctx.edit(model, {"op": "quantize", "layers": specs})
     if len(layers) < len(names):
         products = [name for name in names if name in attentions]
         ctx.edit(
@@ -69,23 +76,35 @@ def _images(config: QuantConfig, ctx: Context) -> CalibrationImages:
     return CalibrationImages(ctx, config.images or ctx.recipe.data.calibration_images)
 
 
-def _equalize(model: nn.Module, layers: list[str], config: QuantConfig, ctx: Context) -> None:
+def _equalize(model: nn.Module, layers: list[str], config: QuantConfig, ctx: Context) -> list[str]:
+    """Equalise; returns the layers whose input no factor makes fit for integers."""
     images = _images(config, ctx)
     found = equalize(model, layers, images, images.count, (config.weight_bits, config.activation_bits))
-    if found.inserted:
-        ctx.edit(model, {"op": "scale_input", "layers": list(found.inserted)})
-        for name, factor in found.inserted.items():
-            layer = model.get_submodule(name)
-            assert isinstance(layer, CompressedLinear) and layer.input_factor is not None
-            layer.input_factor.copy_(factor)
+    outliers = found.outliers(config.outlier_ratio)
+    inserted = {name: factor for name, factor in found.inserted.items() if name not in outliers}
+    if inserted:
+        ctx.edit(model, {"op": "scale_input", "layers": list(inserted)})
+    for name, factor in inserted.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, CompressedLinear) and layer.input_factor is not None
+        layer.input_factor.copy_(factor)
+        layer.weight.data.div_(factor)
     ctx.log(
         "equalized",
-        f"equalised {len(found.folded)} inputs at no cost, {len(found.inserted)} by a multiplication",
+        f"equalised {len(found.folded)} inputs at no cost, {len(inserted)} by a multiplication",
         folded=found.folded,
-        inserted=list(found.inserted),
+        inserted=list(inserted),
     )
+    for name in outliers:
+        ctx.log("outlier", f"{name}: {OUTLIER}", name=name)
     for name, reason in found.undone:
         ctx.log("equalize_undone", f"not equalised: {name}: {reason}")
+    return outliers
+
+
+def partly_quantized(model: nn.Module) -> list[LayerLeft]:
+    """Layers with an integer weight whose input stays in floating point."""
+    return [LayerLeft(name, OUTLIER) for name, layer in quantized_layers(model) if layer.input_quantizer is None]
 
 
 def quant_invariants(model: nn.Module, layers: list[str] | None = None) -> list[Invariant]:

@@ -152,7 +152,9 @@ class StageRun:
             **figures,
             "steps": steps,
             "layers_done": list(plan.done),
-            "layers_left": [{"name": layer.name, "reason": layer.reason} for layer in plan.left],
+            "layers_left": [
+                {"name": layer.name, "reason": layer.reason} for layer in plan.left + strategy.partly_done(model)
+            ],
             "invariants": promises,
         }
         scores = "".join(f", {name} {value:.2f}" for name, value in figures.items())

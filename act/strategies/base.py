@@ -105,6 +105,10 @@ class Strategy(ABC):
     def finalize(self, model: nn.Module, ctx: Context) -> None:
         """Settle the state after the stage (bake masks into weights, freeze ranges)."""
 
+    def partly_done(self, model: nn.Module) -> list[LayerLeft]:
+        """Layers of the prepared model that were touched, but less than asked, and why."""
+        return []
+
     def invariants(self, model: nn.Module) -> list[Invariant]:
         """What must hold from now on."""
         return []

@@ -9,8 +9,8 @@ from torch import nn
 
 from act.quant.config import QuantConfig
 from act.quant.fake_quant import FakeQuantize
-from act.quant.prepare import prepare_quantized, quant_invariants, quant_plan
-from act.strategies.base import Invariant, LayerPlan, Phase, Strategy
+from act.quant.prepare import partly_quantized, prepare_quantized, quant_invariants, quant_plan
+from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 
 if TYPE_CHECKING:
     from act.context import Context
@@ -62,6 +62,9 @@ class QuantAware(Strategy):
         for scale in self.range_parameters(model):
             scale.data.clamp_(min=1e-8)  # a step may overshoot; a scale must stay positive
         return {}
+
+    def partly_done(self, model: nn.Module) -> list[LayerLeft]:
+        return partly_quantized(model)
 
     def invariants(self, model: nn.Module) -> list[Invariant]:
         return quant_invariants(model)

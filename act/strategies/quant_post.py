@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from act.quant.config import QuantConfig
-from act.quant.prepare import prepare_quantized, quant_invariants, quant_plan
-from act.strategies.base import Invariant, LayerPlan, Phase, Strategy
+from act.quant.prepare import partly_quantized, prepare_quantized, quant_invariants, quant_plan
+from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 
 if TYPE_CHECKING:
     from act.context import Context
@@ -38,6 +38,9 @@ class QuantPost(Strategy):
 
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         prepare_quantized(model, self.config, ctx, "fixed")
+
+    def partly_done(self, model: nn.Module) -> list[LayerLeft]:
+        return partly_quantized(model)
 
     def invariants(self, model: nn.Module) -> list[Invariant]:
         return quant_invariants(model)
