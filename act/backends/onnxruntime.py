@@ -50,7 +50,8 @@ def open_session(
 ) -> Any:
     """An onnxruntime.InferenceSession on the CPU.
 
-    The optimised graph is also written to `optimized` if given; `optimize=False` runs the graph as it stands.
+    `optimized`: write the optimised graph there, without the layout changes for this CPU, which rename nodes.
+    `optimize=False` runs the graph as it stands.
     """
     import onnxruntime
 
@@ -61,9 +62,11 @@ def open_session(
     options.intra_op_num_threads = threads
     # Threads that go on spinning after a call would slow down whatever is timed in turn with this session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    levels = onnxruntime.GraphOptimizationLevel
     if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL
     if optimized is not None:
+        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -23,15 +24,17 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _NON_NEGATIVE = frozenset({"Softmax", "Relu", "Sigmoid", "HardSigmoid", "Abs"})
 
 
-def finish_graph(model: onnx.ModelProto, prefix: str, buffers: Mapping[str, Tensor]) -> None:
+def finish_graph(model: onnx.ModelProto, prefix: str, buffers: Mapping[str, Tensor], batch: str) -> None:
     """Tidy `model` in place.
 
-    `prefix` is what the exporting wrapper put before every name; `buffers` are those of the export forms by name,
-    each of which must be in the graph: ExportError for one that the exporter lost.
+    `prefix` is what the exporting wrapper put before every name, `batch` becomes the name of the batch dimension.
+    `buffers` are those of the export forms by name, each of which must be in the graph: ExportError for one that the
+    exporter lost.
     """
     graph = model.graph
     _rename_values(graph, {name: name.removeprefix(prefix) for name in _initializer_names(graph)})
     _name_nodes(graph, prefix)
+    _name_batch(graph, batch)
     _drop_needless_clips(graph)
     _share_zero_points(graph)
     _separate_pairs(graph)
@@ -70,6 +73,16 @@ def _name_nodes(graph: onnx.GraphProto, prefix: str) -> None:
         name = f"{path}/{node.op_type}" if path else node.op_type
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def _name_batch(graph: onnx.GraphProto, batch: str) -> None:
+    """Rename the symbol of the batch dimension, also inside products such as `4*s0` (windows)."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    pattern = re.compile(rf"\b{re.escape(symbol)}\b")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = pattern.sub(batch, dim.dim_param)
 
 
 def _drop_needless_clips(graph: onnx.GraphProto) -> None:
@@ -141,7 +154,7 @@ def _separate_pairs(graph: onnx.GraphProto) -> None:
 
 def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
     copied = onnx.NodeProto.FromString(node.SerializeToString())
-    copied.name, copied.output[0] = f"{node.name}_{number + 1}", f"{node.output[0]}_{number + 1}"
+    copied.name, copied.output[0] = f"{node.name}.{number + 1}", f"{node.output[0]}.copy{number + 1}"
     del copied.attribute[:]
     # An axis that any activation has; more readers than that may be merged, which costs speed only.
     copied.attribute.append(onnx.helper.make_attribute("axis", min(number, 2)))

@@ -85,7 +85,7 @@ def export_onnx(
         )
     assert onnx_program is not None
     proto: onnx.ModelProto = onnx_program.model_proto
-    finish_graph(proto, _PREFIX, forms.buffers)
+    finish_graph(proto, _PREFIX, forms.buffers, BATCH)
     for key, value in {"producer": f"vitcompress {__version__}", **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
     with replacing(path) as temporary:
