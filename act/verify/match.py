@@ -41,7 +41,8 @@ class Expected:
 
 def constants_match(file: OnnxFile, tensors: Mapping[str, Tensor]) -> str:
     """Every constant of the file that has a tensor's name holds that tensor, and no activation scale is missing."""
-    names = [name for name in file.constants if name in tensors]
+    shifted = {name.replace(".input_shift", ".bias") for name in tensors if name.endswith(".input_shift")}
+    names = [name for name in file.constants if name in tensors and name not in shifted]
     scales = [name for name in tensors if _ACTIVATION_SCALE.search(name)]
     for name in dict.fromkeys([*names, *scales]):
         if not same_values(file.constant(name), tensors[name].numpy()):
@@ -62,10 +63,13 @@ def weights_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expec
                 raise Broken(f"{name}: its weight scales in the ONNX file and in model.safetensors differ")
             quantizer = FakeQuantize(expected.weight_bits[name], channels=len(scale))
             quantizer.load_state_dict({"scale": scale})
-            _compare(name, file.constant(f"{name}.weight_int8"), quantizer.codes(weight))
+            codes = quantizer.codes(weight)
+            _compare(name, file.constant(f"{name}.weight_int8"), codes)
+            _compare_shifted_bias(file, tensors, name, codes * scale.reshape(-1, *[1] * (codes.dim() - 1)))
             integer += 1
         elif mask is not None or file.stored_name(f"{name}.weight_float") is not None:
             _compare(name, file.constant(f"{name}.weight_float"), weight)
+            _compare_shifted_bias(file, tensors, name, weight)
             exact += 1
     return f"{integer} integer weights, {exact} float weights"
 
@@ -114,6 +118,20 @@ def _compare(name: str, stored: Array, wanted: Tensor) -> None:
     different = np.argwhere(stored != array)
     if len(different):
         raise Broken(f"{name}: {len(different)} weights differ from model.safetensors, first {different[0].tolist()}")
+
+
+def _compare_shifted_bias(file: OnnxFile, tensors: Mapping[str, Tensor], name: str, weight: Tensor) -> None:
+    """A layer whose input is shifted by c has the bias b + W c in the file, W being the weight it multiplies by."""
+    shift = tensors.get(f"{name}.input_shift")
+    if shift is None:
+        return
+    wanted = shift * weight.sum(1)
+    if f"{name}.bias" in tensors:
+        wanted = wanted + tensors[f"{name}.bias"]
+    # Sums may be taken in another order on another machine.
+    tolerance = 1e-5 * float(shift.abs() * weight.abs().sum(1).max()) + 1e-7
+    if not np.allclose(file.constant(f"{name}.bias"), wanted.numpy(), rtol=1e-6, atol=tolerance):
+        raise Broken(f"{name}: its bias in the ONNX file is not that of model.safetensors with the shift of its input")
 
 
 def _scale_before(file: OnnxFile, product: onnx.NodeProto) -> float | None:
