@@ -28,6 +28,7 @@ class _Compressed:
     weight_quantizer: FakeQuantize | None
     input_quantizer: FakeQuantize | None
     input_factor: Tensor | None  # [in]: the input is multiplied by it (equalisation that nothing could absorb)
+    input_shift: Tensor | None  # scalar subtracted from the input before it is quantised, given back in the bias
     straight_through: bool  # SR-STE: pruned weights keep receiving the gradient, and decay
     sparse_decay: float
 
@@ -44,8 +45,10 @@ class _Compressed:
         return weight
 
     def scaled_input(self, x: Tensor) -> Tensor:
-        """The layer's input after its equalisation factor, if it has one."""
-        return x if self.input_factor is None else x * self.input_factor
+        """The layer's input after its equalisation factor and shift, if it has them."""
+        if self.input_factor is not None:
+            x = x * self.input_factor
+        return x if self.input_shift is None else x - self.input_shift
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input as its integer kernel will see it."""
@@ -59,7 +62,15 @@ class CompressedLinear(_Compressed, nn.Linear):
     """nn.Linear with an optional N:M mask and optional quantisers. Input [..., in], output [..., out]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.quantized_input(x), self.effective_weight(), self.bias)
+        weight = self.effective_weight()
+        return F.linear(self.quantized_input(x), weight, self.shifted_bias(weight))
+
+    def shifted_bias(self, weight: Tensor) -> Tensor | None:
+        """The bias [out] for the shifted input: W (x - c) + (b + W c) is W x + b."""
+        if self.input_shift is None:
+            return self.bias
+        shift = self.input_shift * weight.sum(1)
+        return shift if self.bias is None else self.bias + shift
 
 
 class CompressedConv2d(_Compressed, nn.Conv2d):
@@ -93,6 +104,7 @@ def compress_layer(model: nn.Module, name: str) -> CompressedLayer:
     module.__class__ = _SWAPS[type(module)]
     module.register_buffer("weight_mask", None)
     module.register_buffer("input_factor", None)
+    module.register_buffer("input_shift", None)
     module.register_module("weight_quantizer", None)
     module.register_module("input_quantizer", None)
     module.straight_through = False  # type: ignore[assignment]
@@ -123,6 +135,16 @@ def scale_inputs(model: nn.Module, layers: list[str]) -> None:
         if not isinstance(layer, CompressedLinear):
             raise InputError(f"{name}: an input factor needs a linear layer")
         layer.input_factor = torch.ones(layer.in_features, device=layer.weight.device)
+
+
+@edit_op("shift_input")
+def shift_inputs(model: nn.Module, layers: list[str]) -> None:
+    """Give each named linear layer an input shift of zero; the strategy fills it."""
+    for name in layers:
+        layer = compress_layer(model, name)
+        if not isinstance(layer, CompressedLinear):
+            raise InputError(f"{name}: an input shift needs a linear layer")
+        layer.input_shift = torch.zeros((), device=layer.weight.device)
 
 
 @edit_op("quantize")

@@ -11,10 +11,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_support import VIT, base_model, standard_artifact
+from export_support import (
+    VIT,
+    base_model,
+    calibrate,
+    images,
+    quantize_edit,
+    standard_artifact,
+    write_artifact,
+)
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
+from act.edits import apply_edits
 from act.errors import InputError
 from act.run.atomic import sha256_file
 from act.verify.folder import verify_folder, write_manifest
@@ -231,6 +240,19 @@ def test_arch_that_forgets_a_layer(artifact: Path) -> None:
     assert f"{LAYER}.weight_mask" in broken(artifact)["weights"]
     edit_arch(artifact, lambda arch: arch["edits"][0].update(layers=5))
     assert "cannot be checked" in broken(artifact)["N:M sparsity"]
+
+
+def test_bias_of_a_shifted_input_is_checked_too(tmp_path: Path) -> None:
+    edits = [quantize_edit(["head"]), {"op": "shift_input", "layers": ["head"]}]
+    model = base_model(**VIT)
+    apply_edits(model, edits)
+    model.get_submodule("head").input_shift.fill_(0.3)  # type: ignore[operator,union-attr]
+    calibrate(model, images(4))
+    write_artifact(tmp_path, model, edits)
+    assert not broken(tmp_path)
+    edit_constant(tmp_path, "head.bias", flip_first_nonzero)
+    write_manifest(tmp_path)
+    assert broken(tmp_path)["weights"].startswith("head: its bias")
 
 
 def test_module_without_a_timm_name_needs_the_module_for_parity(artifact: Path) -> None:

@@ -74,6 +74,7 @@ class _Form(nn.Module):
     weight_int8: Tensor
     weight_float: Tensor
     input_factor: Tensor | None
+    input_shift: Tensor | None
     weight_quantizer: _Grid | None
     input_quantizer: QuantizeDequantize | None
 
@@ -82,7 +83,11 @@ class _Form(nn.Module):
         self.axis = axis
         # Shared and mutable, since tracing puts a module's attributes back to what they were.
         self.name, self.calls = name, calls
-        self.bias = layer.bias
+        if isinstance(layer, CompressedLinear) and layer.input_shift is not None:
+            with torch.no_grad():
+                self.register_buffer("bias", layer.shifted_bias(layer.effective_weight()))
+        else:
+            self.bias = layer.bias
         self.weight_quantizer = self.input_quantizer = None
         weight = layer.weight.detach()
         if layer.weight_mask is not None:
@@ -94,6 +99,7 @@ class _Form(nn.Module):
             self.weight_quantizer = _Grid(quantizer, f"{name}.weight_quantizer")
             self.register_buffer("weight_int8", self._stored(quantizer.codes(weight)))
         self.register_buffer("input_factor", layer.input_factor)
+        self.register_buffer("input_shift", layer.input_shift)
         if layer.input_quantizer is not None and layer.input_quantizer.enabled:
             self.input_quantizer = QuantizeDequantize(layer.input_quantizer, f"{name}.input_quantizer")
 
@@ -116,6 +122,7 @@ class _Form(nn.Module):
         """The (dequantised) input and weight that the float operator multiplies."""
         self.calls.add(self.name)
         x = x if self.input_factor is None else x * self.input_factor
+        x = x if self.input_shift is None else x - self.input_shift
         return x if self.input_quantizer is None else self.input_quantizer(x), self._weight()
 
 

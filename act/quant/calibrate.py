@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from act.quant.fake_quant import FakeQuantize
 from act.quant.observer import CALIBRATIONS, AbsHistogram, percentile
 from act.quant.rows import collect_rows
 
+SHIFT_GAIN = 2.0  # a shift costs one subtraction, so it must cut the error of the layer's output by this factor
+Shift = Callable[[dict[str, float]], None]
 _FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the largest value, tried by `output`
 
 
@@ -26,13 +29,25 @@ def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
     return {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantize) and m.channels is None}
 
 
+@dataclass
+class Calibrated:
+    """What calibration did besides setting scales: inputs to shift, and how many biases were corrected."""
+
+    shifts: dict[str, float]
+    corrected: int
+
+
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Iterable[Tensor], count: int, config: QuantConfig) -> int:
+def calibrate(
+    model: nn.Module, images: Iterable[Tensor], count: int, config: QuantConfig, shift: Shift | None = None
+) -> Calibrated:
     """Set every scale from one floating-point pass over `images` ([B, C, H, W] batches, `count` images in all).
 
     Weights: the clip per channel with the smallest squared error. Activations: `config.calibration`, where `output`
     (linear layers; others fall back to mse) takes the clip with the smallest error of the layer's output. With
-    `bias_correction`, the mean output error then goes into the bias (arXiv 1906.04721). Returns the number of those.
+    `bias_correction`, the mean output error then goes into the bias (arXiv 1906.04721). An input that
+    is skewed (a GELU's output has a long positive side only) is centred first where that pays, if `shift` is given: it
+    is called with the values to be subtracted, by layer, and has to apply them.
     """
     layers = quantized_layers(model)
     linears = {name: layer for name, layer in layers if isinstance(layer, CompressedLinear)}
@@ -50,16 +65,22 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], count: int, config: Qu
             quantizer.observer = None
         for _, layer in layers:
             _switch(layer, True)
+    shifts: dict[str, float] = {}
     for name, quantizer in activations.items():
-        layer_name = name.removesuffix(".input_quantizer")
+        layer_name, seen = name.removesuffix(".input_quantizer"), histograms[name]
         if config.calibration == "output" and layer_name in rows:
-            clip = _output_clip(linears[layer_name], rows[layer_name], histograms[name].largest)
+            clip, value = _output_clip(linears[layer_name], rows[layer_name], seen, config.shift and shift is not None)
+            if value:
+                shifts[layer_name] = value
         else:
-            clip = _clip(histograms[name], quantizer.qmax, config)
+            clip = _clip(seen, quantizer.qmax, config)
         quantizer.set_range(torch.tensor(clip))
-    if not config.bias_correction:
-        return 0
-    return sum(_correct_bias(linears[name], sample) for name, sample in rows.items())
+    if shifts and shift is not None:
+        shift(shifts)
+    corrected = 0
+    if config.bias_correction:
+        corrected = sum(_correct_bias(linears[name], sample) for name, sample in rows.items())
+    return Calibrated(shifts, corrected)
 
 
 def set_weight_scale(layer: CompressedLayer) -> None:
@@ -91,26 +112,34 @@ def _clip(seen: AbsHistogram, qmax: int, config: QuantConfig) -> float:
     return CALIBRATIONS[method](seen, qmax)
 
 
-def _output_clip(layer: CompressedLinear, rows: Tensor, largest: float) -> float:
-    """The activation clip with the smallest squared error of the layer's output over `rows` [R, K]."""
+def _output_clip(layer: CompressedLinear, rows: Tensor, seen: AbsHistogram, shift: bool) -> tuple[float, float]:
+    """The activation clip with the smallest squared error of the layer's output over `rows` [R, K], and the shift (0:
+    none) that goes with it."""
     quantizer = layer.input_quantizer
     assert quantizer is not None
-    exact = rows @ _dense(layer).t()
-    scaled = layer.scaled_input(rows)
-    weight = layer.effective_weight()
-    errors = {}
-    for fraction in _FRACTIONS:
-        scale = max(largest * fraction, 1e-8) / quantizer.qmax
-        codes = (scaled / scale).round().clamp(quantizer.qmin, quantizer.qmax) * scale
-        errors[fraction] = float((codes @ weight.t() - exact).square().mean())
-    return largest * min(errors, key=lambda fraction: errors[fraction])
+    exact, scaled, weight = rows @ _dense(layer).t(), layer.scaled_input(rows), layer.effective_weight()
+
+    def error(clip: float, center: float) -> float:
+        scale = max(clip, 1e-8) / quantizer.qmax
+        codes = ((scaled - center) / scale).round().clamp(quantizer.qmin, quantizer.qmax) * scale + center
+        return float((codes @ weight.t() - exact).square().mean())
+
+    plain = {seen.largest * fraction: 0.0 for fraction in _FRACTIONS}
+    clip = min(plain, key=lambda c: error(c, 0.0))
+    if shift and -seen.smallest < seen.largest / 2:  # a long positive side, a short negative one
+        low = seen.smallest
+        sides = [((seen.largest * fraction - low) / 2, (seen.largest * fraction + low) / 2) for fraction in _FRACTIONS]
+        best = min(sides, key=lambda side: error(*side))
+        if error(*best) * SHIFT_GAIN <= error(clip, 0.0):
+            return best
+    return clip, 0.0
 
 
 def _correct_bias(layer: CompressedLinear, rows: Tensor) -> bool:
     if layer.bias is None:
         return False
-    error = layer.quantized_input(rows) @ layer.effective_weight().t() - rows @ _dense(layer).t()
-    layer.bias.data.sub_(error.mean(0))
+    exact = rows @ _dense(layer).t() + layer.bias
+    layer.bias.data.sub_((layer(rows) - exact).mean(0))
     return True
 
 

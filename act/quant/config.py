@@ -20,10 +20,12 @@ class QuantConfig:
     quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # matmul: q k^T, attn x v
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
     exclude: list[str] = field(default_factory=list)
+    first_and_last: bool = False  # also quantise what the patch embedding and the head read; weights always are
     calibration: str = "output"  # minmax, percentile, mse, entropy, output: how an activation's range is chosen
     percentile: float = 99.999  # of calibration: percentile
     images: int | None = None  # calibration images; None: data.calibration_images
     equalize: bool = True  # flatten activations by factors that move into the weights
+    shift: bool = True  # centre skewed inputs (after a GELU) where it halves the layer's error; calibration: output
     # The input of a layer whose error is more than so many times the median layer's stays in floating point, its weight
     # int8. 0: off. Needs equalize. Some pretrained ViTs have one such layer, the others of theirs stay below 10 times.
     outlier_ratio: float = 50.0

@@ -24,7 +24,7 @@ from act.quant.rows import InputRows, collect_rows, output_error
 _TOLERANCE = 1e-3  # relative change of the logits that float32 rounding may cause
 _FLOOR = 1e-5
 INSERT_GAIN = 3.0  # an inserted multiplication must cut the layer's error by this factor
-_ALPHAS = (0.25, 0.5, 0.75)
+_ALPHAS = (0.25, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 _RANKS = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.0)  # flatten the channels above this rank
 _CLIPS = (1.0, 0.7)
 

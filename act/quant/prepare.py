@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 OUTLIER = "input left in floating point, weight quantised: a few of its values are so large that integers lose the rest"
+EDGE = "input left in floating point, weight quantised: patch embedding or head, unless first_and_last is true"
 
 
 def quant_plan(model: nn.Module, config: QuantConfig, ctx: Context) -> LayerPlan:
@@ -44,7 +45,8 @@ def quant_plan(model: nn.Module, config: QuantConfig, ctx: Context) -> LayerPlan
 
 def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn: str) -> None:
     """Equalise, add quantisers (through `ctx.edit`), calibrate, correct biases. `learn`: fixed, pact or lsq."""
-    names = quant_plan(model, config, ctx).done
+    plan = quant_plan(model, config, ctx)
+    names = plan.done
     attentions = set(attention_modules(model))
     layers = [name for name in names if name not in attentions]
     if not names:
@@ -59,7 +61,8 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
     bits: dict[str, Any] = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits}
     bits["learn"] = learn
     if layers:
-        specs = {name: bits | ({"activation_bits": 0} if name in outliers else {}) for name in layers}
+        weight_only = {*outliers} if config.first_and_last else {*outliers, *plan.edge}
+        specs = {name: bits | ({"activation_bits": 0} if name in weight_only else {}) for name in layers}
         ctx.edit(model, {"op": "quantize", "layers": specs})
     if len(layers) < len(names):
         products = [name for name in names if name in attentions]
@@ -67,9 +70,23 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
             model,
             {"op": "quantize_matmul", "layers": products, "activation_bits": config.activation_bits, "learn": learn},
         )
-    corrected = calibrate(model, images, images.count, config)
-    ctx.log("calibrated", f"calibrated {len(names)} layers by {config.calibration}, corrected {corrected} biases")
+    found = calibrate(model, images, images.count, config, lambda shifts: _shift(model, shifts, ctx))
+    ctx.log(
+        "calibrated",
+        f"calibrated {len(names)} layers by {config.calibration}; centred {len(found.shifts)} inputs, "
+        f"corrected {found.corrected} biases",
+        shifts=found.shifts,
+    )
     model.train(was_training)
+
+
+def _shift(model: nn.Module, shifts: dict[str, float], ctx: Context) -> None:
+    """Subtract a constant from the inputs of these layers, through the record of edits."""
+    ctx.edit(model, {"op": "shift_input", "layers": list(shifts)})
+    for name, value in shifts.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, CompressedLinear) and layer.input_shift is not None
+        layer.input_shift.fill_(value)
 
 
 def _images(config: QuantConfig, ctx: Context) -> CalibrationImages:
@@ -102,9 +119,11 @@ def _equalize(model: nn.Module, layers: list[str], config: QuantConfig, ctx: Con
     return outliers
 
 
-def partly_quantized(model: nn.Module) -> list[LayerLeft]:
+def partly_quantized(model: nn.Module, config: QuantConfig, ctx: Context) -> list[LayerLeft]:
     """Layers with an integer weight whose input stays in floating point."""
-    return [LayerLeft(name, OUTLIER) for name, layer in quantized_layers(model) if layer.input_quantizer is None]
+    edge = quant_plan(model, config, ctx).edge
+    names = [name for name, layer in quantized_layers(model) if layer.input_quantizer is None]
+    return [LayerLeft(name, EDGE if name in edge else OUTLIER) for name in names]
 
 
 def quant_invariants(model: nn.Module, layers: list[str] | None = None) -> list[Invariant]:

@@ -153,7 +153,7 @@ class StageRun:
             "steps": steps,
             "layers_done": list(plan.done),
             "layers_left": [
-                {"name": layer.name, "reason": layer.reason} for layer in plan.left + strategy.partly_done(model)
+                {"name": layer.name, "reason": layer.reason} for layer in plan.left + strategy.partly_done(model, ctx)
             ],
             "invariants": promises,
         }

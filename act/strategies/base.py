@@ -105,7 +105,7 @@ class Strategy(ABC):
     def finalize(self, model: nn.Module, ctx: Context) -> None:
         """Settle the state after the stage (bake masks into weights, freeze ranges)."""
 
-    def partly_done(self, model: nn.Module) -> list[LayerLeft]:
+    def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Layers of the prepared model that were touched, but less than asked, and why."""
         return []
 

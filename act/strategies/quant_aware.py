@@ -63,8 +63,8 @@ class QuantAware(Strategy):
             scale.data.clamp_(min=1e-8)  # a step may overshoot; a scale must stay positive
         return {}
 
-    def partly_done(self, model: nn.Module) -> list[LayerLeft]:
-        return partly_quantized(model)
+    def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
+        return partly_quantized(model, self.config, ctx)
 
     def invariants(self, model: nn.Module) -> list[Invariant]:
         return quant_invariants(model)

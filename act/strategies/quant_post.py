@@ -39,8 +39,8 @@ class QuantPost(Strategy):
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         prepare_quantized(model, self.config, ctx, "fixed")
 
-    def partly_done(self, model: nn.Module) -> list[LayerLeft]:
-        return partly_quantized(model)
+    def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
+        return partly_quantized(model, self.config, ctx)
 
     def invariants(self, model: nn.Module) -> list[Invariant]:
         return quant_invariants(model)
