@@ -169,7 +169,8 @@ def test_attention_products_go_through_their_quantisers(model: nn.Module, images
 
 def test_every_scale_was_set(model: nn.Module, images: Tensor) -> None:
     ctx = Context(Recipe(), (3, 32, 32), Data(images))  # type: ignore[arg-type]
-    prepare_quantized(model, QuantConfig(quantize_op_types=["conv2d", "linear", "matmul"]), ctx, "pact")
+    config = QuantConfig(quantize_op_types=["conv2d", "linear", "matmul"], first_and_last=True)
+    prepare_quantized(model, config, ctx, "pact")
     scales = [q.scale.detach() for q in activation_quantizers(model).values()]
     assert len(scales) == 10 + 8 and all(float(s) not in (0.0, 1.0) for s in scales)
     assert all(layer.weight_quantizer is not None for _, layer in compressed_layers(model))

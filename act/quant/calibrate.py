@@ -12,7 +12,7 @@ from act.layers import CompressedLayer, CompressedLinear, compressed_layers
 from act.quant.config import QuantConfig
 from act.quant.fake_quant import FakeQuantize
 from act.quant.observer import CALIBRATIONS, AbsHistogram, percentile
-from act.quant.rows import collect_rows
+from act.quant.rows import InputRows, collect_rows, weighted_mean
 
 SHIFT_GAIN = 2.0  # a shift costs one subtraction, so it must cut the error of the layer's output by this factor
 Shift = Callable[[dict[str, float]], None]
@@ -58,7 +58,7 @@ def calibrate(
     for quantizer in activations.values():
         quantizer.observer = AbsHistogram()
     try:
-        rows = {name: seen.rows for name, seen in collect_rows(model, linears, images, count).items()}
+        sampled = collect_rows(model, linears, images, count)
     finally:
         histograms = {name: quantizer.observer for name, quantizer in activations.items()}
         for quantizer in activations.values():
@@ -68,8 +68,9 @@ def calibrate(
     shifts: dict[str, float] = {}
     for name, quantizer in activations.items():
         layer_name, seen = name.removesuffix(".input_quantizer"), histograms[name]
-        if config.calibration == "output" and layer_name in rows:
-            clip, value = _output_clip(linears[layer_name], rows[layer_name], seen, config.shift and shift is not None)
+        if config.calibration == "output" and layer_name in sampled:
+            centre = config.shift and shift is not None
+            clip, value = _output_clip(linears[layer_name], sampled[layer_name], seen, centre)
             if value:
                 shifts[layer_name] = value
         else:
@@ -79,7 +80,7 @@ def calibrate(
         shift(shifts)
     corrected = 0
     if config.bias_correction:
-        corrected = sum(_correct_bias(linears[name], sample) for name, sample in rows.items())
+        corrected = sum(_correct_bias(linears[name], sample) for name, sample in sampled.items())
     return Calibrated(shifts, corrected)
 
 
@@ -112,17 +113,17 @@ def _clip(seen: AbsHistogram, qmax: int, config: QuantConfig) -> float:
     return CALIBRATIONS[method](seen, qmax)
 
 
-def _output_clip(layer: CompressedLinear, rows: Tensor, seen: AbsHistogram, shift: bool) -> tuple[float, float]:
-    """The activation clip with the smallest squared error of the layer's output over `rows` [R, K], and the shift (0:
-    none) that goes with it."""
+def _output_clip(layer: CompressedLinear, sample: InputRows, seen: AbsHistogram, shift: bool) -> tuple[float, float]:
+    """The activation clip with the smallest weighted squared error of the layer's output, and its shift (0: none)."""
     quantizer = layer.input_quantizer
     assert quantizer is not None
+    rows, row_weights = sample.rows, sample.weights
     exact, scaled, weight = rows @ _dense(layer).t(), layer.scaled_input(rows), layer.effective_weight()
 
     def error(clip: float, center: float) -> float:
         scale = max(clip, 1e-8) / quantizer.qmax
         codes = ((scaled - center) / scale).round().clamp(quantizer.qmin, quantizer.qmax) * scale + center
-        return float((codes @ weight.t() - exact).square().mean())
+        return weighted_mean((codes @ weight.t() - exact).square().mean(1), row_weights)
 
     plain = {seen.largest * fraction: 0.0 for fraction in _FRACTIONS}
     clip = min(plain, key=lambda c: error(c, 0.0))
@@ -135,9 +136,10 @@ def _output_clip(layer: CompressedLinear, rows: Tensor, seen: AbsHistogram, shif
     return clip, 0.0
 
 
-def _correct_bias(layer: CompressedLinear, rows: Tensor) -> bool:
+def _correct_bias(layer: CompressedLinear, sample: InputRows) -> bool:
     if layer.bias is None:
         return False
+    rows = sample.rows
     exact = rows @ _dense(layer).t() + layer.bias
     layer.bias.data.sub_((layer(rows) - exact).mean(0))
     return True

@@ -90,7 +90,7 @@ def equalize(
 def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) -> tuple[Tensor, float, float]:
     """The factor s [K] with the smallest output error, by how much it cuts the error of s = 1, and that error as a
     share of the median token's mean square output (the mean would be that of the few tokens with huge values)."""
-    rows, largest = seen.rows, seen.largest.clamp(min=_FLOOR)
+    largest = seen.largest.clamp(min=_FLOOR)
     weight = torch.cat(weights)
     columns = weight.abs().amax(0).clamp(min=_FLOOR)
     ordered = largest.sort(descending=True).values
@@ -101,12 +101,12 @@ def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) 
 
     def error(factor: Tensor) -> float:
         top = float((largest / factor).max())
-        return min(output_error(rows / factor, weight * factor, top * clip, bits) for clip in _CLIPS)
+        return min(output_error(seen, factor, weight, top * clip, bits) for clip in _CLIPS)
 
     plain = error(torch.ones_like(largest))
     best = min(candidates, key=error)
     smallest = max(error(best), 1e-30)
-    power = float((rows @ weight.t()).square().mean(1).median())
+    power = float((seen.rows @ weight.t()).square().mean(1).median())
     return best, plain / smallest, smallest / max(power, 1e-30)
 
 
