@@ -36,14 +36,15 @@ class _FakeQuantizeTensor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, scale, y, *rest = ctx.saved_tensors
-        grad_x = grad * inside
+        clipped = grad.masked_fill(inside, 0)
+        grad_x = grad - clipped
         grad_scale = None
         if ctx.needs_input_grad[1]:
             if ctx.learn == "lsq":
                 total = (grad * y).sum(dtype=torch.float32) - (grad_x * rest[0]).sum(dtype=torch.float32)
                 grad_scale = total / scale / (y.numel() * ctx.qmax) ** 0.5
             else:
-                grad_scale = ((grad - grad_x) * y).sum(dtype=torch.float32) / scale
+                grad_scale = torch.dot(clipped.reshape(-1), y.reshape(-1)).float() / scale
             grad_scale = grad_scale.reshape(scale.shape)
         return grad_x, grad_scale, None, None, None
 
