@@ -46,5 +46,5 @@ def test_output_error_against_float64() -> None:
     quantized = ((x / scale_x).round() * scale_x) @ ((w / scale_w).round() * scale_w).t()
     expected = (quantized - x @ w.t()).square().mean(1)
     expected_mean = float((expected * weights).sum() / weights.sum())
-    assert abs(output_error(seen, factor, weight, clip, (4, 8)) / expected_mean - 1) < 1e-3
+    assert abs(output_error(seen, rows @ weight.t(), factor, weight, clip, (4, 8)) / expected_mean - 1) < 1e-3
     assert weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0])) == 2.5

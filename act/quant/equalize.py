@@ -99,14 +99,17 @@ def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) 
         factor = largest**alpha / columns ** (1 - alpha)
         candidates.append(factor / factor.log().mean().exp())  # a common factor would change nothing
 
+    exact = seen.rows @ weight.t()
+
     def error(factor: Tensor) -> float:
         top = float((largest / factor).max())
-        return min(output_error(seen, factor, weight, top * clip, bits) for clip in _CLIPS)
+        return min(output_error(seen, exact, factor, weight, top * clip, bits) for clip in _CLIPS)
 
     plain = error(torch.ones_like(largest))
-    best = min(candidates, key=error)
-    smallest = max(error(best), 1e-30)
-    power = float((seen.rows @ weight.t()).square().mean(1).median())
+    errors = [error(factor) for factor in candidates]
+    best = candidates[errors.index(min(errors))]
+    smallest = max(min(errors), 1e-30)
+    power = float(exact.square().mean(1).median())
     return best, plain / smallest, smallest / max(power, 1e-30)
 
 

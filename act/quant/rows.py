@@ -114,9 +114,11 @@ def _weights(grad: Tensor, batch: int) -> Tensor:
     return (squared / squared.mean(1, keepdim=True).clamp(min=1e-30)).reshape(-1)
 
 
-def output_error(seen: InputRows, factor: Tensor, weight: Tensor, clip: float, bits: tuple[int, int]) -> float:
-    """Weighted mean squared error of rows @ weight.T when the rows, divided by `factor` [K], and the weight [out, K],
-    multiplied by it, are quantised.
+def output_error(
+    seen: InputRows, exact: Tensor, factor: Tensor, weight: Tensor, clip: float, bits: tuple[int, int]
+) -> float:
+    """Weighted mean squared error of `exact` = rows @ weight.T when the rows, divided by `factor` [K], and the weight
+    [out, K], multiplied by it, are quantised.
 
     `clip`: largest activation; `bits`: of weight and activation. Weights have one scale per row.
     """
@@ -125,7 +127,7 @@ def output_error(seen: InputRows, factor: Tensor, weight: Tensor, clip: float, b
     scale_w = scaled.abs().amax(1, keepdim=True).clamp(min=1e-8) / qw
     scale_a = max(clip, 1e-8) / qa
     codes = (seen.rows / (factor * scale_a)).round_().clamp_(-qa - 1, qa).mul_(scale_a)
-    error = codes @ (scaled / scale_w).round_().mul_(scale_w).t() - seen.rows @ weight.t()
+    error = codes @ (scaled / scale_w).round_().mul_(scale_w).t() - exact
     return weighted_mean(error.square().mean(1), seen.weights)
 
 
