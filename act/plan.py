@@ -118,6 +118,8 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
             problems += error.problems
     ctx = Context(recipe, preprocess.input_size)
     plan = Plan(recipe, [], sum(p.numel() for p in model.parameters()), preprocess.input_size)
+    if data is not None:
+        plan.warnings += data.notes
     if data is not None and data.has_train:
         plan.train_images, plan.labelled = data.train_images, data.labelled
     for stage in stages:

@@ -129,6 +129,8 @@ def test_unlabelled_images_without_distillation_are_warned_of(tmp_path: Any) -> 
     alone = plan_of(data=data, Prune={})
     assert alone.labelled is False and any("add `Distillation: {}`" in text for text in alone.warnings)
     assert not any("Distillation" in text for text in plan_of(data=data, Prune={}, Distillation={}).warnings)
+    same = plan_of(data=data | {"val": str(tmp_path)}, QuantPost={})
+    assert any("scores are not on unseen images" in text for text in same.warnings)
 
 
 def test_a_model_that_teaches_itself_is_warned_of() -> None:

@@ -65,6 +65,13 @@ TrainConfig:
     assert len(loaded.notes) == 5  # op type, two fields that can go, T_max, the optimiser
 
 
+def test_training_forms_of_a_stage(tmp_path: Path) -> None:
+    rate = "{type: CosineAnnealingDecay, learning_rate: 0.015}"
+    body = f"Quantization: {{}}\nTrainConfig: {{stages: {{Quantization: {{epochs: 2, learning_rate: {rate}}}}}}}\n"
+    recipe = read(tmp_path, body).recipe
+    assert recipe.train.stages == {"QuantAware": {"epochs": 2, "learning_rate": 0.015, "scheduler": "cosine"}}
+
+
 def test_training_forms(tmp_path: Path) -> None:
     builder = "optimizer: {type: AdamW}, regularizer: {type: L2Decay, coeff: 0.1}, "
     builder += "grad_clip: {type: ClipGradByGlobalNorm, clip_norm: 2}"
@@ -119,6 +126,10 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         ["TrainConfig.optimizer: given both"],
     ),
     "L1": ("TrainConfig: {optimizer_builder: {regularizer: {type: L1Decay, coeff: 1}}}\n", ["write weight_decay"]),
+    "mixed precision in a stage": (
+        "QuantAware: {}\nTrainConfig: {stages: {QuantAware: {amp_config: {}}}}\n",
+        ["TrainConfig.stages.QuantAware.amp_config", "write `amp: bf16`"],
+    ),
     "mixed precision": ("TrainConfig: {amp_config: {}}\n", ["write `amp: bf16`"]),
     "sharding": ("TrainConfig: {sharding_config: {}}\n", ["accelerate launch"]),
     "sparse model": ("TrainConfig: {sparse_model: true}\n", ["masks hold in every stage"]),

@@ -180,7 +180,7 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing() -> None:
     assert "<script" not in page and "<img" not in page and "<kl>" not in page
     assert not re.search(r"https?://|\bsrc=|@import|url\(", page.replace("&lt;img src=x&gt;", ""))
     assert page.count("<polyline") == 3  # two terms and their total
-    assert "2.00x faster" in page and "4.00x smaller" in page and "-1.00" in page
+    assert "2.00x as fast" in page and "4.00x smaller" in page and "-1.00" in page
     assert "Not every goal is met" in page
 
     open_tags: list[str] = []
@@ -202,5 +202,5 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing() -> None:
 
 def test_a_result_shows_itself(tmp_path: Path) -> None:
     result = RunResult("met", 0, tmp_path, report())
-    assert "top1" in repr(result) and "71.00" in repr(result) and "2.00x faster" in repr(result)
+    assert "top1" in repr(result) and "71.00" in repr(result) and "2.00x as fast" in repr(result)
     assert "<table>" in result._repr_html_()

@@ -17,19 +17,20 @@ PATTERNS = [(2, 4), (1, 4), (4, 8), (2, 8), (3, 16)]
 
 def oracle(score: torch.Tensor, n: int, m: int) -> np.ndarray:
     """Group by group: of all n-subsets, the first in lexicographic order among those with the largest sum."""
-    rows = score.double().numpy().reshape(score.shape[0], -1)
+    last = np.moveaxis(score.double().numpy(), 1, -1)  # input channels innermost
+    rows = last.reshape(len(last), -1)
     mask = np.zeros(rows.shape, bool)
     for row, start in itertools.product(range(rows.shape[0]), range(0, rows.shape[1], m)):
         group = rows[row, start : start + m]
         best = max(itertools.combinations(range(m), n), key=lambda pick: (group[list(pick)].sum(), [-i for i in pick]))
         mask[row, [start + i for i in best]] = True
-    return mask.reshape(score.shape)
+    return np.moveaxis(mask.reshape(last.shape), -1, 1)
 
 
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_matches_brute_force(n: int, m: int) -> None:
     generator = torch.Generator().manual_seed(n * 100 + m)
-    for shape in [(5, 48), (3, 4, 2, 4), (1, 16)]:
+    for shape in [(5, 48), (3, 16, 2, 3), (1, 16)]:
         score = torch.randn(shape, generator=generator).abs()
         assert (nm_mask(score, n, m).numpy() == oracle(score, n, m)).all()
 
@@ -40,6 +41,16 @@ def test_ties_keep_the_lower_index(n: int, m: int) -> None:
     score = torch.randint(0, 3, (20, 3 * m), generator=generator).float()  # exact sums, frequent ties
     assert (nm_mask(score, n, m).numpy() == oracle(score, n, m)).all()
     assert nm_mask(torch.zeros(1, m), n, m).tolist() == [[True] * n + [False] * (m - n)]
+
+
+def test_groups_of_a_convolution_are_input_channels_at_one_position() -> None:
+    """The order TensorRT wants: axis 1 at every position of the kernel."""
+    score = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(3))
+    mask = nm_mask(score, 2, 4)
+    assert (mask.reshape(2, 2, 4, 3, 3).sum(2) == 2).all()
+    assert nm_violations(score * mask, 2, 4) == 0
+    along_kernel = (torch.arange(32).reshape(1, 8, 2, 2) % 4 < 2).float()
+    assert nm_violations(along_kernel, 2, 4) > 0
 
 
 @given(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from act.sparsity.masks import nm_mask, nm_violations
+from act.sparsity.masks import from_gemm_rows, gemm_rows, nm_mask, nm_violations
+from act.sparsity.moments import input_rows, output_rows
 from act.sparsity.oneshot import Criterion, oneshot_prune
 from act.sparsity.replay import probe
 
@@ -87,6 +88,15 @@ def test_magnitude_is_the_plain_mask_and_needs_no_data(toy: tuple[nn.Module, lis
     assert isinstance(head.weight, Tensor)
     assert torch.equal(mask, nm_mask(head.weight.abs(), 2, 4))
     assert torch.equal(model.get_submodule("head").weight, head.weight * mask)
+
+
+def test_rows_of_a_convolution_are_its_matrix_product() -> None:
+    layer = nn.Conv2d(4, 8, (3, 2), stride=2, padding=1, dilation=(1, 2))
+    x = torch.randn(2, 4, 9, 7)
+    assert layer.bias is not None
+    product = input_rows(layer, x) @ gemm_rows(layer.weight).T + layer.bias
+    assert torch.allclose(product, output_rows(layer, layer(x)), atol=1e-5)
+    assert torch.equal(from_gemm_rows(gemm_rows(layer.weight), layer.weight.shape), layer.weight)
 
 
 def test_probe_finds_call_order_blocks_and_residuals(toy: tuple[nn.Module, list[Tensor]]) -> None:

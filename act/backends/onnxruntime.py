@@ -45,9 +45,7 @@ class OnnxRuntime:
         return OnnxSession(open_session(path, threads))
 
 
-def open_session(
-    path: str | Path, threads: int = 0, optimized: str | Path | None = None, optimize: bool = True
-) -> Any:
+def open_session(path: str | Path, threads: int = 0, optimized: str | Path | None = None, optimize: bool = True) -> Any:
     """An onnxruntime.InferenceSession on the CPU.
 
     `optimized`: write the optimised graph there, without the layout changes for this CPU, which rename nodes.

@@ -72,7 +72,6 @@ _REFUSED_FIELDS: dict[str, dict[str, str]] = {
     "Prune": {
         "prune_params_name": "Paddle parameter names mean nothing here; write `include: [GLOB]` with module names",
         "pruned_ratio": 'remove it; write the sparsity as `pattern: "2:4"`',
-        "criterion": "remove it; magnitude decides which weights stay",
     },
     "TrainConfig": {
         "amp_config": "write `amp: bf16`",
@@ -137,19 +136,37 @@ def act_fields(tree: Tree, sections: dict[str, type], problems: Problems) -> lis
         values = tree.get(name)
         if not isinstance(values, dict):
             continue
-        own = {field.name for field in dataclasses.fields(cls)}
-        for key in [key for key in values if key not in own]:
-            _act_field(name, key, values, problems, notes)
+        _foreign_fields(name, name, cls, values, problems, notes)
         for key, mapper in _VALUES.get(name, {}).items():
             if key in values:
                 values[key] = mapper(f"{name}.{key}", values[key], problems, notes)
-    if isinstance(tree.get("TrainConfig"), dict):
-        train_config(tree["TrainConfig"], problems, notes)
+    for path, values in _training_sections(tree):
+        if path != "TrainConfig":
+            _foreign_fields("TrainConfig", path, sections["TrainConfig"], values, problems, notes)
+        train_config(values, path, problems, notes)
     return notes
 
 
-def _act_field(section: str, key: str, values: Tree, problems: Problems, notes: list[str]) -> None:
-    path = f"{section}.{key}"
+def _training_sections(tree: Tree) -> Iterable[tuple[str, Tree]]:
+    """TrainConfig and its stages, as far as they are mappings, with their paths."""
+    train = tree.get("TrainConfig")
+    if isinstance(train, dict):
+        yield "TrainConfig", train
+        stages = train.get("stages")
+        for name, values in stages.items() if isinstance(stages, dict) else ():
+            if isinstance(values, dict):
+                yield f"TrainConfig.stages.{name}", values
+
+
+def _foreign_fields(section: str, path: str, cls: type, values: Tree, problems: Problems, notes: list[str]) -> None:
+    """The fields of `values` that `cls` does not have; `path` is where they stand."""
+    own = {field.name for field in dataclasses.fields(cls)}
+    for key in [key for key in values if key not in own]:
+        _act_field(section, path, key, values, problems, notes)
+
+
+def _act_field(section: str, where: str, key: str, values: Tree, problems: Problems, notes: list[str]) -> None:
+    path = f"{where}.{key}"
     implied = _IMPLIED.get(section, {}).get(key)
     if section == "QuantPost" and key in ("algo", "hist_percent"):
         _calibration(key, values, problems, notes)

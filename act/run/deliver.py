@@ -61,9 +61,7 @@ def deliver(
             median = times["artifact"][batch]["median_ms"]
             ctx.log("benchmark", f"batch {batch}: {median:.2f} ms, {factor:.2f}x the speed of the original")
         if shaky := unsteady(times):
-            ctx.log(
-                "warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these"
-            )
+            ctx.log("warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these")
     return baseline, [entry]
 
 

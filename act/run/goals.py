@@ -76,17 +76,18 @@ def judge(
     def at_most(key: str, measured: float, text: str) -> None:
         limit = getattr(target, key)
         if limit is not None:
-            goals.append(Goal(key, float(limit), measured, measured <= limit, f"{text}; at most {limit:g}"))
+            goals.append(Goal(key, float(limit), measured, measured <= limit, f"{text}: at most {limit:g}"))
 
     def at_least(key: str, measured: float, text: str) -> None:
         limit = getattr(target, key)
         if limit is not None:
-            goals.append(Goal(key, float(limit), measured, measured >= limit, f"{text}; at least {limit:g}"))
+            goals.append(Goal(key, float(limit), measured, measured >= limit, f"{text}: at least {limit:g}"))
 
     if target.max_drop is not None:
         before = float(baseline.get(metric, 100.0))  # the original agrees with itself on every image
         drop = (before - float(artifact[metric])) * (1 if mode == "max" else -1)
-        at_most("max_drop", drop, f"{metric} {before:.2f} -> {artifact[metric]:.2f}, a loss of {drop:.2f}")
+        change = artifact[metric] - before
+        at_most("max_drop", drop, f"{metric} {before:.2f} -> {artifact[metric]:.2f} ({change:+.2f}); loss allowed")
     if target.min_agreement is not None:
         at_least("min_agreement", float(artifact["agreement"]), f"agreement {artifact['agreement']:.2f} %")
     if needs_timing(target):

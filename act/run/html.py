@@ -22,7 +22,7 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:0 0 .6rem}
 .verdict{font-size:1.15rem;font-weight:600;margin:.4rem 0 0}.met{color:var(--good)}.missed{color:var(--bad)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--soft);font-weight:500;font-size:.9rem}td.number{text-align:right;font-variant-numeric:tabular-nums}
+th{color:var(--soft);font-weight:500;font-size:.9rem}.number{text-align:right}td.number{font-variant-numeric:tabular-nums}
 pre{overflow-x:auto;font-size:.85rem;margin:0}small,.soft{color:var(--soft)}
 svg{width:100%;height:auto;display:block}details summary{cursor:pointer;color:var(--mark)}
 """
@@ -65,7 +65,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return f"<td{' class=number' if isinstance(value, Number) else ''}>{escape(value)}</td>"
 
     body = "".join(f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in rows)
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    names = "".join(f"<th{' class=number' if isinstance(name, Number) else ''}>{escape(name)}</th>" for name in head)
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -82,17 +82,21 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(
             ("bytes", f"{before['bytes']:,}", f"{after['bytes']:,}", f"{before['bytes'] / after['bytes']:.2f}x smaller")
         )
+    if "integer_products" in after:
+        both = after["integer_products"] + after["float_products"]
+        rows.append(("matrix products on integers", "", f"{after['integer_products']} of {both}", ""))
     for backend, batches in after.get("latency", {}).items():
         for batch, timing in batches.items():
             old = before.get("latency", {}).get(backend, {}).get(batch, {}).get("median_ms")
             factor = after.get("speedup", {}).get(backend, {}).get(batch)
             what = f"latency, {backend}, batch {batch}"
-            rows.append((what, _ms(old), _ms(timing["median_ms"]), "" if factor is None else f"{factor:.2f}x faster"))
+            rows.append((what, _ms(old), _ms(timing["median_ms"]), "" if factor is None else f"{factor:.2f}x as fast"))
     return rows
 
 
 def _metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     other = {"params", "macs", "bytes", "images", "max_abs_diff", "seconds", "peak_rss_mb", "steps", "agreement_torch"}
+    other |= {"integer_products", "float_products"}
     found = [key for key, value in {**before, **after}.items() if isinstance(value, int | float) and key not in other]
     return sorted(found, key=lambda name: (name != "top1", name))
 
@@ -124,7 +128,7 @@ def _before_after(report: Mapping[str, Any]) -> str:
         f"<br>{escape(item['path'])}, SHA-256 {escape(item['sha256'])}" for item in report.get("artifacts", [])
     )
     return (
-        table(("", "original", "compressed", "change"), rows)
+        table(("", Number("original"), Number("compressed"), Number("change")), rows)
         + f"<p><small>The original has {counts}. Accuracies in percent, measured on the exported file; latencies are "
         f"medians, measured in turns with the original.{files}</small></p>"
     )
@@ -138,7 +142,7 @@ def _stages(report: Mapping[str, Any]) -> str:
         done, left = len(stage["layers_done"]), len(stage["layers_left"])
         cost = (Number(f"{stage['seconds']:.0f}"), Number(f"{stage['peak_rss_mb']:.0f}"))
         rows.append((stage["name"], *figures, Number(f"{done} of {done + left}"), *cost))
-    head = ("stage", *names, "layers", "seconds", "peak memory (MiB)")
+    head = ("stage", *map(Number, (*names, "layers", "seconds", "peak memory (MiB)")))
     return table(head, rows) if rows else "<p>The recipe has no stage.</p>"
 
 

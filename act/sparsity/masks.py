@@ -1,7 +1,7 @@
 """N:M masks: at most `n` nonzeros in every group of `m` consecutive weights along K.
 
-K is the reduction axis of the GEMM a layer becomes: a weight `[out, ...]` is seen as `[out, K]` with K = in_features of
-a linear layer and K = in_channels * kh * kw of a convolution.
+K is the reduction axis of the GEMM a layer becomes: in_features of a linear layer; in a convolution the input channels
+at one position of the kernel, then the next position, so that a group is m input channels, as TensorRT needs it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,25 @@ def parse_pattern(text: str) -> tuple[int, int]:
     return n, m
 
 
+def gemm_rows(weight: Tensor) -> Tensor:
+    """A weight `[out, in, ...]` as `[out, K]`, input channels innermost."""
+    return weight.movedim(1, -1).flatten(1)
+
+
+def from_gemm_rows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `gemm_rows` for a weight of `shape`."""
+    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
 def grouped(weight: Tensor, m: int) -> Tensor:
-    """View `[out, ...]` as `[out, K // m, m]`. Raises ValueError if there are no two axes or m does not divide K."""
+    """`[out, in, ...]` as `[out, K // m, m]`. Raises ValueError if there are no two axes or m does not divide `in`."""
     if weight.dim() < 2:
         raise ValueError(f"N:M sparsity needs a weight of at least two axes, got shape {tuple(weight.shape)}")
-    k = weight[0].numel() if weight.shape[0] else 0
-    if m < 1 or k == 0 or k % m:
-        raise ValueError(f"weight of shape {tuple(weight.shape)}: K = {k} is not a positive multiple of {m}")
-    return weight.reshape(weight.shape[0], k // m, m)
+    if m < 1 or weight.numel() == 0 or weight.shape[1] % m:
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)}: its {weight.shape[1]} inputs are not a positive multiple of {m}"
+        )
+    return gemm_rows(weight).reshape(weight.shape[0], -1, m)
 
 
 def _check_counts(n: int, m: int) -> None:
@@ -42,11 +53,11 @@ def _check_counts(n: int, m: int) -> None:
 
 
 def nm_mask(score: Tensor, n: int, m: int) -> Tensor:
-    """Boolean mask, same shape as `score`, True for the `n` largest of every `m` consecutive entries along K.
+    """Boolean mask, same shape as `score`, True for the `n` largest of every `m` neighbours along K.
 
     Among equal scores the lower index is kept, so the mask is the same on every machine. NaN counts as +inf: it stays
     in the weight, where it is seen. Exactly `n` entries of each group are True. Raises ValueError if m does not divide
-    K.
+    the inputs.
     """
     _check_counts(n, m)
     groups = grouped(score, m).detach()
@@ -55,7 +66,7 @@ def nm_mask(score: Tensor, n: int, m: int) -> Tensor:
     if m > _COMPARE_UP_TO:
         kept = groups.argsort(dim=-1, descending=True, stable=True)[..., :n]
         mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True)
-        return mask.reshape(score.shape)
+        return from_gemm_rows(mask, score.shape)
     columns = [column.contiguous() for column in groups.unbind(-1)]
     beaten = [torch.zeros_like(columns[0], dtype=torch.int8) for _ in range(m)]
     for i in range(m):
@@ -63,7 +74,7 @@ def nm_mask(score: Tensor, n: int, m: int) -> Tensor:
             i_wins = columns[i] >= columns[j]
             beaten[j] += i_wins
             beaten[i] += ~i_wins
-    return torch.stack([losses < n for losses in beaten], dim=-1).reshape(score.shape)
+    return from_gemm_rows(torch.stack([losses < n for losses in beaten], dim=-1), score.shape)
 
 
 def nm_violations(weight: Tensor, n: int, m: int) -> int:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 
 def input_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """The layer's input as the rows `[positions, K]` of its GEMM; patches are unfolded for a convolution."""
+    """The layer's input as the rows `[positions, K]` of its GEMM, patches for a convolution, in `gemm_rows`' order."""
     if isinstance(layer, nn.Conv2d):
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise ValueError("a convolution needs numeric zero padding to be pruned from calibration data")
         patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+        by_channel = patches.unflatten(1, (layer.in_channels, -1))  # [B, in, kh * kw, positions]
+        return by_channel.permute(0, 3, 2, 1).reshape(-1, patches.shape[1])
     return inputs.reshape(-1, inputs.shape[-1])
 
 

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from act.sparsity.masks import grouped, nm_mask, nm_violations
+from act.sparsity.masks import from_gemm_rows, gemm_rows, grouped, nm_mask, nm_violations
 from act.sparsity.moments import Moments, input_rows, output_rows
 from act.sparsity.replay import Block, Seen, probe, see
 from act.sparsity.sparsegpt import DAMPING, output_error, sparsegpt
@@ -171,19 +171,20 @@ class _Pruner:
         moments = self._moments(name, block)
         if not bool(moments.xx.isfinite().all() and moments.yx.isfinite().all()):
             raise ValueError(f"layer {name!r}: its calibration inputs contain nan or inf")
-        flat = layer.weight.detach().flatten(1)
+        shape, flat = layer.weight.shape, gemm_rows(layer.weight.detach())
         if self.criterion == "wanda":
-            mask = nm_mask(wanda_score(flat, moments.xx.diagonal().sqrt()), self.n, self.m).reshape(layer.weight.shape)
+            score = wanda_score(flat, moments.xx.diagonal().sqrt())
+            mask = from_gemm_rows(nm_mask(score, self.n, self.m), shape)
             self.note = f"{int(mask.sum())} weights kept"
             return _apply(layer, mask)
         hessian = moments.hessian(centred=layer.bias is not None)
         target = moments.target(flat, layer.bias, self.damping)
         new, flat_mask = sparsegpt(target, hessian, self.n, self.m, self.damping)
         self.note = f"relative output error {self._relative_error(target, new, hessian):.4f}"
-        mask = flat_mask.reshape(layer.weight.shape)
-        layer.weight.data.copy_(new.reshape(layer.weight.shape))
+        mask = from_gemm_rows(flat_mask, shape)
+        layer.weight.data.copy_(from_gemm_rows(new, shape))
         if layer.bias is not None:
-            layer.bias.data.copy_(moments.bias(layer.weight.detach().flatten(1)))
+            layer.bias.data.copy_(moments.bias(gemm_rows(layer.weight.detach())))
         if nm_violations(layer.weight.detach(), self.n, self.m):
             raise AssertionError(f"layer {name!r} came out of pruning without its {self.n}:{self.m} pattern")
         return mask

@@ -116,9 +116,7 @@ def _parents(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
         parts = layer.split(".")
         prefixes = [".".join(parts[:i]) for i in range(1, len(parts))]
         elements = [
-            name
-            for name in prefixes
-            if isinstance(modules[name.rpartition(".")[0]], (nn.ModuleList, nn.Sequential))
+            name for name in prefixes if isinstance(modules[name.rpartition(".")[0]], (nn.ModuleList, nn.Sequential))
         ]
         result[layer] = elements[-1] if elements else ""
     nested = {p for p in result.values() for q in result.values() if p and q != p and q.startswith(p + ".")}

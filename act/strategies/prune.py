@@ -94,8 +94,8 @@ class Prune(Strategy):
             return "patch embedding or head: left dense unless first_and_last is true"
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             return f"grouped convolution (groups={layer.groups}): its GEMMs are too narrow"
-        if k % m:
-            return f"K={k} is not a multiple of {m}"
+        if weight.shape[1] % m:
+            return f"{weight.shape[1]} inputs are not a multiple of {m}"
         if k % self.config.align or out % self.config.align:
             return f"K={k}, output={out}: not both multiples of align={self.config.align}"
         return None
@@ -124,7 +124,7 @@ class Prune(Strategy):
         for name, layer in self._masked(model):
             if name in masks:
                 assert layer.weight_mask is not None
-                layer.weight_mask.copy_(masks[name].reshape(layer.weight.shape))
+                layer.weight_mask.copy_(masks[name])
                 layer.straight_through = config.mask == "sr-ste"
                 layer.sparse_decay = config.decay
                 if config.mask == "fixed":

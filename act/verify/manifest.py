@@ -20,9 +20,7 @@ def write_manifest(folder: str | Path, recipe_hash: str | None = None) -> dict[s
     Returns its `files`: by path relative to `folder`, `sha256` and `bytes`.
     """
     path = Path(folder)
-    files = {
-        name: {"sha256": sha256_file(path / name), "bytes": (path / name).stat().st_size} for name in _files(path)
-    }
+    files = {name: {"sha256": sha256_file(path / name), "bytes": (path / name).stat().st_size} for name in _files(path)}
     write_json(path / MANIFEST_FILE, {"schema": SCHEMA, "recipe_hash": recipe_hash, "files": files})
     return files
 
