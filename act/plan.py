@@ -137,7 +137,7 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise InputError(problems)
-    plan.warnings = _warnings(plan)
+    plan.warnings += _warnings(plan)
     return plan
 
 

@@ -77,7 +77,7 @@ def test_second_order_beats_masks_alone_on_new_inputs(toy: tuple[nn.Module, list
         for untouched in ("head", "unused"):
             assert torch.equal(model.get_submodule(untouched).weight, dense.get_submodule(untouched).weight)
         errors[criterion] = error(model, dense, batches[3:])
-    assert errors["sparsegpt"] < 0.5 * min(errors["wanda"], errors["magnitude"])
+    assert errors["sparsegpt"] < 0.65 * min(errors["wanda"], errors["magnitude"])
 
 
 def test_magnitude_is_the_plain_mask_and_needs_no_data(toy: tuple[nn.Module, list[Tensor]]) -> None:
@@ -159,7 +159,7 @@ def test_leaves_mode_hooks_and_gradients_as_they_were(toy: tuple[nn.Module, list
         (["unused", "head"], {}, "no input reaches these layers.*unused"),
         (["nowhere"], {}, "no such module"),
         (["early.0.norm"], {}, "it is a LayerNorm"),
-        (["head"], {"m": 16}, "K = 24"),
+        (["head"], {"m": 16}, "24 inputs"),
         (["head"], {"criterion": "best"}, "one of magnitude, wanda, sparsegpt"),
         (["head"], {"batches": []}, "no calibration batches"),
         (["head"], {"batches": iter([torch.zeros(1, 4, 8, 8)])}, "one-pass iterator"),

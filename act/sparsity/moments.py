@@ -13,8 +13,9 @@ def input_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise ValueError("a convolution needs numeric zero padding to be pruned from calibration data")
         patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        by_channel = patches.unflatten(1, (layer.in_channels, -1))  # [B, in, kh * kw, positions]
-        return by_channel.permute(0, 3, 2, 1).reshape(-1, patches.shape[1])
+        images, k, positions = patches.shape
+        by_channel = patches.reshape(images, layer.in_channels, -1, positions)
+        return by_channel.permute(0, 3, 2, 1).reshape(-1, k)
     return inputs.reshape(-1, inputs.shape[-1])
 
 
