@@ -18,20 +18,19 @@ from act.context import Context
 from act.data.batch import Batch
 from act.data.preprocess import Preprocess
 from act.errors import ExportError
-from act.export.onnx import export_onnx
 from act.plan import Stage
 from act.rebuild import save_model
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.atomic import sha256_file, write_json, write_text
 from act.run.folder import RunFolder
+from act.run.formats import FORMATS, MAIN, Job, Written, in_order
 from act.run.goals import needs_timing
 from act.run.metrics import ExportedModule
 from act.run.stages import PREDICTIONS, Session, check_promises
 from act.run.timing import time_in_turns, unsteady
-from act.verify.artifact import check_artifact
+from act.verify.artifact import check_artifact, compare
 from act.verify.folder import verify_folder, write_manifest
 
-RUNTIME = "onnxruntime"
 DELIVERED = "delivered.json"
 
 
@@ -40,29 +39,25 @@ def deliver(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write the model's files into `artifact/` and measure them.
 
-    Returns the baseline's figures with its latencies added, and the report's entry of each exported file. ExportError
+    Returns the baseline's figures with its latencies added, and the report's entry of each format. ExportError
     when a file is not what the torch model is, ActError when a promise of a stage is broken.
     """
     ctx, folder = session.ctx, session.folder.artifact
     folder.mkdir(parents=True, exist_ok=True)
     check_promises(model, stages)
-    onnx = folder / "model.onnx"
     save_model(folder, model, session.source, ctx.edits)
-    ctx.log("export", f"exporting {onnx}")
-    export_onnx(model, onnx, ctx.input_size, ctx.recipe.export.opset, metadata(ctx, preprocess))
-    entry: dict[str, Any] = {"format": "onnx", "path": f"{folder.name}/{onnx.name}", "bytes": onnx.stat().st_size}
-    entry |= {"sha256": sha256_file(onnx)} | _score(session, model, stages, onnx)
+    job = Job(model, folder / "model.onnx", ctx, metadata(ctx, preprocess))
+    files: dict[str, Path] = {}
+    entries = []
+    for name in in_order(ctx.recipe.export.formats):
+        ctx.log("export", f"exporting {name} to {folder}")
+        written = FORMATS[name].write(job)
+        files[name] = written.path
+        entries.append({"format": name} | _listed(folder, written) | _score(session, model, stages, name, written.path))
     baseline = dict(session.baseline.figures)
     if ctx.recipe.export.benchmark or needs_timing(ctx.recipe.target):
-        times = _time(ctx, {"baseline": session.baseline.onnx, "artifact": onnx})
-        baseline["latency"], entry["latency"] = {RUNTIME: times["baseline"]}, {RUNTIME: times["artifact"]}
-        entry["speedup"] = {RUNTIME: speedups(times["baseline"], times["artifact"])}
-        for batch, factor in entry["speedup"][RUNTIME].items():
-            median = times["artifact"][batch]["median_ms"]
-            ctx.log("benchmark", f"batch {batch}: {median:.2f} ms, {factor:.2f}x the speed of the original")
-        if shaky := unsteady(times):
-            ctx.log("warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these")
-    return baseline, [entry]
+        _time(session, files, baseline, entries)
+    return baseline, entries
 
 
 def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:
@@ -118,42 +113,72 @@ def speedups(before: dict[str, dict[str, float]], after: dict[str, dict[str, flo
     return {batch: round(before[batch]["median_ms"] / after[batch]["median_ms"], 4) for batch in after}
 
 
-def _time(ctx: Context, files: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
+def _listed(folder: Path, written: Written) -> dict[str, Any]:
+    """Path, size and hash of a format for the report; `files` lists each where there are several."""
+
+    def one(path: Path) -> dict[str, Any]:
+        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        return {"path": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+    found = one(written.path)
+    if written.others:
+        found["files"] = [one(path) for path in (written.path, *written.others)]
+        found["bytes"] = sum(item["bytes"] for item in found["files"])
+    return found | dict(written.notes)
+
+
+def _time(
+    session: Session, files: dict[str, Path], baseline: dict[str, Any], entries: Sequence[dict[str, Any]]
+) -> None:
+    """Time every file in turns with the original in the same backend; fills in latencies and speed-ups."""
+    ctx = session.ctx
+    timed = [entry for entry in entries if FORMATS[entry["format"]].timed]
+    names = {entry["format"]: FORMATS[entry["format"]].backend for entry in timed}
     threads = ctx.recipe.export.threads
-    runs = {name: get_backend(RUNTIME).load(path, threads).run for name, path in files.items()}
+    runs = {
+        f"original in {name}": get_backend(name).load(session.baseline.onnx, threads).run for name in names.values()
+    }
+    runs |= {name: get_backend(backend).load(files[name], threads).run for name, backend in names.items()}
     batches = list(ctx.recipe.export.benchmark_batches)
     if needs_timing(ctx.recipe.target) and ctx.recipe.target.batch not in batches:
         batches.append(ctx.recipe.target.batch)
-    return time_in_turns(runs, batches, ctx.input_size)
+    times = time_in_turns(runs, batches, ctx.input_size)
+    baseline["latency"] = {name: times[f"original in {name}"] for name in names.values()}
+    for entry in timed:
+        backend = names[entry["format"]]
+        before, after = baseline["latency"][backend], times[entry["format"]]
+        entry["latency"], entry["speedup"] = {backend: after}, {backend: speedups(before, after)}
+        for batch, factor in entry["speedup"][backend].items():
+            median = after[batch]["median_ms"]
+            ctx.log(
+                "benchmark", f"{backend}, batch {batch}: {median:.2f} ms, {factor:.2f}x the speed of the original there"
+            )
+    if shaky := unsteady(times):
+        ctx.log("warning", f"the machine was busy while timing ({'; '.join(shaky)}): do not rely on these")
 
 
-def _score(session: Session, model: nn.Module, stages: Sequence[Stage], onnx: Path) -> dict[str, Any]:
+def _score(session: Session, model: nn.Module, stages: Sequence[Stage], name: str, file: Path) -> dict[str, Any]:
     """The figures of the file itself, scored by its own runtime, and its agreement with the torch model."""
     ctx = session.ctx
-    runtime = get_backend(RUNTIME).load(onnx, ctx.recipe.export.threads)
+    export = ctx.recipe.export
+    backend = FORMATS[name].backend
+    runtime = get_backend(backend).load(file, export.threads)
     figures, predictions = session.scorer.scored(ExportedModule(runtime.run), session.baseline)
     found: dict[str, Any] = dict(figures)
     if predictions is not None:
         last = session.folder.stage(len(stages), stages[-1].name)
         torch_predictions = np.load(last / PREDICTIONS, allow_pickle=False)
         found["agreement_torch"] = 100 * float((predictions == torch_predictions).mean())
-    export = ctx.recipe.export
-    checked = check_artifact(
-        onnx,
-        model,
-        _images(ctx),
-        agreement=found.get("agreement_torch"),
-        min_agreement=export.min_agreement,
-        max_abs_diff=export.max_abs_diff,
-        threads=export.threads,
-    )
-    found |= checked.figures()
-    ctx.log(
-        "runtime",
-        f"{found['integer_products']} products run on integers, {found['float_products']} in floating point; "
-        f"agrees with torch on {found['agreement_torch']:.2f} %",
-        **found,
-    )
+    limits: dict[str, Any] = {"min_agreement": export.min_agreement, "max_abs_diff": export.max_abs_diff}
+    agreement = found.get("agreement_torch")
+    if name == MAIN:
+        checked = check_artifact(file, model, _images(ctx), agreement=agreement, threads=export.threads, **limits)
+        found |= checked.figures()
+        products = f"{found['integer_products']} products run on integers, {found['float_products']} in floating point"
+    else:
+        found |= compare(file, runtime, model, _images(ctx), agreement=agreement, **limits).figures()
+        products = f"{name} in {backend}"
+    ctx.log("runtime", f"{products}; agrees with torch on {found['agreement_torch']:.2f} %", **found)
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from act.errors import InputError
 from act.recipe.schema import Recipe, TargetConfig
+from act.run.formats import FORMATS, format_problems
 
-FORMATS = ("onnx",)
 EXIT_CODES = {"met": 0, "no_target": 0, "missed": 3}
 
 
@@ -38,12 +38,8 @@ def needs_timing(target: TargetConfig) -> bool:
 
 def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool) -> None:
     """InputError, before anything heavy runs, for every goal or check that this run could not measure."""
-    target, problems = recipe.target, []
-    others = [name for name in recipe.export.formats if name not in FORMATS]
-    if others or not recipe.export.formats:
-        problems.append(
-            f"export.formats: {', '.join(others) or 'empty'}; a run writes and verifies {', '.join(FORMATS)}"
-        )
+    target = recipe.target
+    problems = format_problems(recipe.export.formats)
     if not has_val:
         add = "name images in data.val (labels are needed for top-1 only)"
         if target.max_drop is not None and not has_callback:
@@ -54,10 +50,12 @@ def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool) -> None:
             )
         if recipe.train.origin_metric is not None and not has_callback:
             problems.append(f"TrainConfig.origin_metric: cannot be checked without a validation set; {add}")
-    if needs_timing(target) and (target.backend, target.device) != ("onnxruntime", "cpu"):
+    timed = [FORMATS[name].backend for name in recipe.export.formats if name in FORMATS and FORMATS[name].timed]
+    if needs_timing(target) and (target.backend not in timed or target.device != "cpu"):
         problems.append(
-            f"target.backend: a run times its file with onnxruntime on cpu, not with {target.backend} on "
-            f"{target.device}; leave target.latency_ms and target.speedup out, or set backend and device so"
+            f"target.backend: a run of these export.formats times its files with {', '.join(timed) or 'nothing'} on "
+            f"cpu, not with {target.backend} on {target.device}; leave target.latency_ms and target.speedup out, or "
+            "set backend and device so"
         )
     if problems:
         raise InputError(problems)
@@ -91,13 +89,20 @@ def judge(
     if target.min_agreement is not None:
         at_least("min_agreement", float(artifact["agreement"]), f"agreement {artifact['agreement']:.2f} %")
     if needs_timing(target):
-        at = f"onnxruntime, batch {target.batch}"
+        at = f"{target.backend}, batch {target.batch}"
         latency = float(artifact["latency"][target.backend][str(target.batch)]["median_ms"])
         speedup = float(artifact["speedup"][target.backend][str(target.batch)])
         at_most("latency_ms", latency, f"latency {latency:.2f} ms ({at})")
         at_least("speedup", speedup, f"speed-up {speedup:.2f}x ({at})")
     at_most("bytes", float(artifact["bytes"]), f"{artifact['bytes']:,} bytes")
     return goals
+
+
+def judged(target: TargetConfig, artifacts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The exported file that the goals are for: the one timed by `target.backend` if any goal is a time, else the
+    main one."""
+    fitting = (item for item in artifacts if target.backend in item.get("latency", {}))
+    return next(fitting, artifacts[0]) if needs_timing(target) else artifacts[0]
 
 
 def status_of(goals: list[Goal]) -> str:

@@ -42,6 +42,7 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
     parts = [
         _verdict(report),
         _section("Before and after", _before_after(report)),
+        _section("Exported files", _exported(report)),
         _section("Stages", _stages(report)),
         _section("What must hold", _invariants(report)),
         _section("Layers left as they were", _left(report)),
@@ -125,13 +126,37 @@ def _before_after(report: Mapping[str, Any]) -> str:
     rows = [(name, Number(old), Number(new), Number(change)) for name, old, new, change in comparison(report)]
     counts = f"{base['params']:,} parameters, {base['macs'] / 1e6:,.0f} million multiply-accumulates per image"
     files = "".join(
-        f"<br>{escape(item['path'])}, SHA-256 {escape(item['sha256'])}" for item in report.get("artifacts", [])
+        f"<br>{escape(item['path'])}, SHA-256 {escape(item['sha256'])}"
+        for entry in report.get("artifacts", [])
+        for item in entry.get("files", [entry])
     )
     return (
         table(("", Number("original"), Number("compressed"), Number("change")), rows)
         + f"<p><small>The original has {counts}. Accuracies in percent, measured on the exported file; latencies are "
         f"medians, measured in turns with the original.{files}</small></p>"
     )
+
+
+def _exported(report: Mapping[str, Any]) -> str:
+    """Every format in its own runtime, '' when the main file is the only one."""
+    rows = []
+    for item in report["artifacts"]:
+        for backend, batches in item.get("latency", {"": {"": {}}}).items():
+            for batch, timing in batches.items():
+                factor = item.get("speedup", {}).get(backend, {}).get(batch)
+                scores = (_figure(item.get(name)) for name in ("top1", "agreement", "agreement_torch"))
+                times = (_ms(timing.get("median_ms")), "" if factor is None else f"{factor:.2f}x")
+                rows.append(
+                    (
+                        item["format"],
+                        *map(Number, (f"{item['bytes']:,}", *scores)),
+                        backend,
+                        *map(Number, (batch, *times)),
+                    )
+                )
+    figures = map(Number, ("bytes", "top1", "agreement", "agreement with torch"))
+    head = ("format", *figures, "runtime", *map(Number, ("batch", "median", "speed-up")))
+    return table(head, rows) if len(report["artifacts"]) > 1 else ""
 
 
 def _stages(report: Mapping[str, Any]) -> str:

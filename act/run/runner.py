@@ -21,7 +21,7 @@ from act.recipe.load import dump_recipe, recipe_hash
 from act.run.baseline import Baseline, measure_baseline
 from act.run.deliver import deliver, delivered_before, mark_delivered, seal
 from act.run.folder import RunFolder
-from act.run.goals import EXIT_CODES, check_measurable, judge
+from act.run.goals import EXIT_CODES, check_measurable, judge, judged
 from act.run.keys import chain_key, weights_hash
 from act.run.log import EventLog
 from act.run.metrics import Callback, Scorer
@@ -152,7 +152,8 @@ class _Run:
         """Export, check, time, judge, and write both reports."""
         baseline, artifacts = deliver(session, model, stages, self.preprocess)
         name = session.scorer.main_metric(self.recipe.train)
-        goals = judge(self.recipe.target, baseline, artifacts[0], name, self.recipe.train.metric_mode)
+        target = self.recipe.target
+        goals = judge(target, baseline, judged(target, artifacts), name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
         report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)

@@ -26,19 +26,28 @@ SAMPLE = 64  # images compared with torch number by number
 
 
 @dataclass(frozen=True)
-class ArtifactCheck:
-    """What was found: `agreement` in percent and `max_abs_diff` of the logits, both against the torch model."""
+class Comparison:
+    """`agreement` in percent and `max_abs_diff` of the logits, both against the torch model."""
 
-    census: Census
     agreement: float
     max_abs_diff: float
     images: int
 
     def figures(self) -> dict[str, Any]:
         """The report's entries."""
+        return {"agreement_torch": round(self.agreement, 4), "max_abs_diff": self.max_abs_diff}
+
+
+@dataclass(frozen=True)
+class ArtifactCheck(Comparison):
+    """A comparison, and what ONNX Runtime makes of the file."""
+
+    census: Census
+
+    def figures(self) -> dict[str, Any]:
+        """The report's entries."""
         return {
-            "agreement_torch": round(self.agreement, 4),
-            "max_abs_diff": self.max_abs_diff,
+            **super().figures(),
             "integer_products": self.census.integer,
             "float_products": self.census.float,
             "float_nodes": list(self.census.float_nodes),
@@ -60,10 +69,8 @@ def check_artifact(
     max_abs_diff: float | None = None,
     threads: int = 0,
 ) -> ArtifactCheck:
-    """Open the exported file `path` in ONNX Runtime and compare it with `model`, from which it was exported.
+    """Open the exported file `path` in ONNX Runtime, count its integer products and `compare` it with `model`.
 
-    The first `SAMPLE` images of `batches` go through both. `agreement` is that of the predictions on the whole
-    validation set where it is known already; otherwise the sample's is judged. `max_abs_diff` None sets no limit.
     ExportError if the model has quantised products and none of them runs on integers, or a limit is broken.
     """
     counted = census(path)
@@ -72,7 +79,34 @@ def check_artifact(
             f"{path}: none of its {counted.float} products runs on integers in ONNX Runtime, though layers are "
             "quantised; the file would be smaller but not faster"
         )
-    session = OnnxRuntime().load(path, threads)
+    found = compare(
+        path,
+        OnnxRuntime().load(path, threads),
+        model,
+        batches,
+        agreement=agreement,
+        min_agreement=min_agreement,
+        max_abs_diff=max_abs_diff,
+    )
+    return ArtifactCheck(found.agreement, found.max_abs_diff, found.images, counted)
+
+
+def compare(
+    path: str | Path,
+    session: Session,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    agreement: float | None = None,
+    min_agreement: float = 99.0,
+    max_abs_diff: float | None = None,
+) -> Comparison:
+    """Compare the file `path`, opened as `session`, with `model`, from which it was exported.
+
+    The first `SAMPLE` images of `batches` go through both. `agreement` is that of the predictions on the whole
+    validation set where it is known already; otherwise the sample's is judged. `max_abs_diff` None sets no limit.
+    ExportError if a limit is broken.
+    """
     training = model.training
     model.eval()
     largest, same, images = 0.0, 0, 0
@@ -90,7 +124,7 @@ def check_artifact(
         agreement = 100 * same / images
         # One flipped prediction is within the luck of a small sample, whatever the percentage says.
         min_agreement = min(min_agreement, 100 * (images - 1) / images)
-    found = ArtifactCheck(counted, agreement, largest, images)
+    found = Comparison(agreement, largest, images)
     _judge(path, found, min_agreement, max_abs_diff)
     return found
 
@@ -114,7 +148,7 @@ def _sample(batches: Iterable[Batch]) -> Iterator[np.ndarray[Any, np.dtype[np.fl
             return
 
 
-def _judge(path: str | Path, found: ArtifactCheck, min_agreement: float, max_abs_diff: float | None) -> None:
+def _judge(path: str | Path, found: Comparison, min_agreement: float, max_abs_diff: float | None) -> None:
     if found.agreement < min_agreement:
         raise ExportError(
             f"{path}: agrees with the torch model on {found.agreement:.2f} % of the images; "

@@ -90,10 +90,11 @@ def _parity(file: OnnxFile, artifact: Path, arch: dict[str, Any], model: nn.Modu
 def _report(run: Path) -> str:
     """The files that report.json lists are there, with the sizes and hashes it gives."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    for item in report["artifacts"]:
+    listed = [item for entry in report["artifacts"] for item in entry.get("files", [entry])]
+    for item in listed:
         path = run / item["path"]
         if not path.resolve().is_relative_to(run.resolve()) or not path.is_file():
             raise Broken(f"{item['path']}: not a file of this run")
         if path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
             raise Broken(f"{item['path']}: not the file that the report measured")
-    return f"{len(report['artifacts'])} files"
+    return f"{len(listed)} files"

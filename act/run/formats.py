@@ -1,0 +1,119 @@
+"""The files an export can consist of: one entry of `FORMATS` for each name that `export.formats` may hold.
+
+Every format is written by its own function and then treated alike: opened by its runtime, scored, compared with the
+torch model, timed, listed in the report, and sealed by the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from act.backends import backends
+from act.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from act.context import Context
+
+MAIN = "onnx"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a writer gets: the compressed model, the path of the main ONNX file (beside which every other file is put,
+    and which is written first), the run's context, and what a file should say of itself."""
+
+    model: nn.Module
+    onnx: Path
+    ctx: Context
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer leaves: the file that a runtime opens, further files that belong to it, entries for the report."""
+
+    path: Path
+    others: tuple[Path, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _always() -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is written, and the backend that opens and scores it.
+
+    `timed`: whether its speed in that backend means anything. `missing` gives the reason why it cannot be written
+    here, or None; it is asked before anything heavy runs.
+    """
+
+    write: Callable[[Job], Written]
+    backend: str
+    timed: bool = True
+    missing: Callable[[], str | None] = _always
+
+
+def write_onnx(job: Job) -> Written:
+    """The main file: standard ONNX with Q/DQ."""
+    from act.export.onnx import export_onnx
+
+    export_onnx(job.model, job.onnx, job.ctx.input_size, job.ctx.recipe.export.opset, job.metadata)
+    return Written(job.onnx)
+
+
+def write_openvino(job: Job) -> Written:
+    """model.openvino.xml and .bin, converted from the main ONNX file; weights keep their types."""
+    import openvino
+
+    target = job.onnx.with_name(f"{job.onnx.stem}.openvino.xml")
+    weights = target.with_suffix(".bin")
+    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=target.parent) as folder:
+        written = Path(folder) / target.name
+        try:
+            openvino.save_model(openvino.convert_model(str(job.onnx)), str(written), compress_to_fp16=False)
+        except RuntimeError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise ExportError(
+                f"{target}: OpenVINO cannot convert {job.onnx.name}: {(lines or ['?'])[-1][:300]}"
+            ) from error
+        os.replace(written.with_suffix(".bin"), weights)
+        os.replace(written, target)
+    return Written(target, (weights,))
+
+
+FORMATS: dict[str, Format] = {
+    MAIN: Format(write_onnx, "onnxruntime"),
+    "openvino": Format(write_openvino, "openvino", missing=lambda: backends()["openvino"].available()),
+}
+
+
+def in_order(formats: Iterable[str]) -> list[str]:
+    """The names once each, the main file first, since the others are made from it."""
+    return sorted(dict.fromkeys(formats), key=lambda name: name != MAIN)
+
+
+def format_problems(formats: Iterable[str]) -> list[str]:
+    """One line for each name that this installation cannot write, and one when the main file is not asked for."""
+    names = list(formats)
+    unknown = [name for name in names if name not in FORMATS]
+    problems = []
+    if unknown or not names:
+        problems.append(
+            f"export.formats: {', '.join(unknown) or 'empty'}; a run writes and verifies {', '.join(FORMATS)}"
+        )
+    elif MAIN not in names:
+        problems.append(f"export.formats: {', '.join(names)}; add {MAIN}, from which the others are made")
+    for name in names:
+        reason = FORMATS[name].missing() if name in FORMATS else None
+        if reason is not None:
+            problems.append(f"export.formats: {name} cannot be written here: {reason}")
+    return problems
