@@ -52,10 +52,10 @@ class _Compressed:
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input as its integer kernel will see it."""
-        x = self.scaled_input(x)
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        return x
+        if self.input_quantizer is None:
+            return self.scaled_input(x)
+        quantized: Tensor = self.input_quantizer(x, self.input_factor, self.input_shift)
+        return quantized
 
 
 class CompressedLinear(_Compressed, nn.Linear):

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from act.quant.pieces import quantize_pieces
+
 LEARN = ("fixed", "pact", "lsq")
 _SMALLEST_SCALE = 1e-8
 
 
 class _FakeQuantizeTensor(torch.autograd.Function):
-    """Per-tensor fake quantisation whose gradient also reaches the scale.
+    """Per-tensor fake quantisation whose gradient also reaches the scale; `quantize_pieces` is its form for CPUs.
 
     `pact` (arXiv 1805.06085, made two-sided): the clip a = qmax * scale receives sum(g * sign(x)) over the clipped
     values. `lsq` (arXiv 1902.08153): the scale receives sum(g * (round(x/s) - x/s)) inside and sum(g * q_limit)
@@ -50,24 +52,28 @@ class _FakeQuantizeTensor(torch.autograd.Function):
 
 
 class _RoundClamp(torch.autograd.Function):
-    """LSQ per output channel, for weights; same gradients as `_FakeQuantizeTensor` summed per channel."""
+    """Per output channel, for weights, whose codes are -qmax..qmax; a learned scale gets LSQ's gradient per channel."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
         ratio = w / scale
-        code = ratio.round().clamp_(qmin, qmax)
-        ctx.save_for_backward(ratio, code)
-        ctx.limits = (qmin, qmax)
+        inside = ratio.abs() <= qmax
+        learned = ctx.needs_input_grad[1]
+        code = ratio.round() if learned else ratio.round_()
+        code.clamp_(qmin, qmax)
+        ctx.save_for_backward(inside, *((ratio, code) if learned else ()))
+        ctx.qmax = qmax
         return code * scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ratio, code = ctx.saved_tensors
-        qmin, qmax = ctx.limits
-        inside = (ratio >= qmin) & (ratio <= qmax)
+        inside, *learned = ctx.saved_tensors
+        if not learned:
+            return grad.masked_fill(~inside, 0), None, None, None
+        ratio, code = learned
         per_value = torch.where(inside, code - ratio, code) * grad
         dims = list(range(1, grad.dim()))
-        step = per_value.sum(dim=dims, keepdim=True) / (grad[0].numel() * qmax) ** 0.5
+        step = per_value.sum(dim=dims, keepdim=True) / (grad[0].numel() * ctx.qmax) ** 0.5
         return grad * inside, step, None, None
 
 
@@ -119,8 +125,15 @@ class FakeQuantize(nn.Module):
             scale = scale.reshape(-1, *[1] * (x.dim() - 1))
         return (x.detach() / scale).round().clamp(self.qmin, self.qmax).to(torch.int8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` rounded to the grid, same shape and dtype; gradients by the straight-through estimator."""
+    def forward(self, x: Tensor, factor: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """`x * factor - shift` (each where given) rounded to the grid, in the shape of x; straight-through gradients.
+
+        For activations on a CPU the result has autocast's type if that is on.
+        """
+        if self.channels is None and self.enabled and self.observer is None and x.device.type == "cpu":
+            return quantize_pieces(x, self.scale, (self.qmin, self.qmax), self.learn, factor, shift)
+        x = x if factor is None else x * factor
+        x = x if shift is None else x - shift
         if self.observer is not None:
             self.observer.update(x.detach())
             return x
@@ -133,8 +146,7 @@ class FakeQuantize(nn.Module):
             return _FakeQuantizeTensor.apply(  # type: ignore[no-any-return]
                 x, self.scale, self.qmin, self.qmax, self.learn
             )
-        scale = float(self.scale)
-        return torch.fake_quantize_per_tensor_affine(x, scale, 0, self.qmin, self.qmax)
+        return torch.fake_quantize_per_tensor_affine(x, float(self.scale), 0, self.qmin, self.qmax)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, channels={self.channels}, signed={self.signed}, learn={self.learn}"
