@@ -70,6 +70,21 @@ def write_onnx(job: Job) -> Written:
     return Written(job.onnx)
 
 
+def write_contrib(job: Job) -> Written:
+    """model.onnxruntime.onnx: the main file in ONNX Runtime's own operators, for no other runtime."""
+    import onnx
+
+    from act.export.contrib import to_contrib
+    from act.run.atomic import replacing
+
+    model = onnx.load(str(job.onnx))
+    made = to_contrib(model)
+    target = job.onnx.with_name(f"{job.onnx.stem}.onnxruntime.onnx")
+    with replacing(target) as temporary:
+        onnx.save_model(model, str(temporary))
+    return Written(target, notes={"own_operators": made})
+
+
 def write_openvino(job: Job) -> Written:
     """model.openvino.xml and .bin, converted from the main ONNX file; weights keep their types."""
     import openvino
@@ -90,8 +105,38 @@ def write_openvino(job: Job) -> Written:
     return Written(target, (weights,))
 
 
+def write_tensorrt(job: Job) -> Written:
+    """model.tensorrt.onnx with an FP16 body, and the trtexec commands beside it."""
+    import dataclasses
+
+    from act.export.tensorrt import COMMANDS, NOT_RUN, export_tensorrt, trtexec, write_commands
+    from act.verify.match import Expected
+    from act.verify.tensorrt import TENSORRT_FILE
+
+    target, ctx = job.onnx.with_name(TENSORRT_FILE), job.ctx
+    sparse = Expected.from_edits(ctx.edits).masks
+    done = export_tensorrt(job.onnx, target, sparse)
+    for remark in done.remarks:
+        ctx.log("tensorrt", f"  {remark}")
+    usual = max([ctx.recipe.target.batch, *ctx.recipe.export.benchmark_batches])
+    batches = (1, usual, max(32, usual))
+    commands = {str(v): trtexec(target.name, ctx.input_size, batches, bool(sparse), v) for v in (10, 11)}
+    write_commands(job.onnx.with_name(COMMANDS), commands)
+    notes = {
+        "integer_products": done.integer_products,
+        "float_products": done.float_products,
+        "remarks": done.remarks,
+        "findings": [dataclasses.asdict(item) for item in done.findings],
+        "commands": commands,
+        "executed": f"scored by ONNX Runtime, which computes this file in floating point; {NOT_RUN}",
+    }
+    return Written(target, notes=notes)
+
+
 FORMATS: dict[str, Format] = {
     MAIN: Format(write_onnx, "onnxruntime"),
+    "onnxruntime": Format(write_contrib, "onnxruntime"),
+    "tensorrt": Format(write_tensorrt, "onnxruntime", timed=False),
     "openvino": Format(write_openvino, "openvino", missing=lambda: backends()["openvino"].available()),
 }
 

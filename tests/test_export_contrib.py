@@ -1,0 +1,82 @@
+"""The form in ONNX Runtime's own operators computes what the main file computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from act.edits import apply_edits
+from act.export import export_onnx
+from act.export.contrib import DOMAIN, to_contrib
+from export_support import SIZE, VIT, base_model, calibrate, images, linear_names, quantize_edit
+
+SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 10}
+FAMILIES = {
+    "vit_tiny_patch16_224": (VIT, 2),
+    "deit_tiny_distilled_patch16_224": (VIT, 2),
+    "deit3_small_patch16_224": (VIT, 2),
+    "swin_tiny_patch4_window7_224": (SWIN | {"window_size": 4}, 0),  # its position bias is no part of the pattern
+}
+
+
+def rewritten(source: Path, target: Path) -> tuple[Counter[str], dict[str, int]]:
+    model = onnx.load(source)
+    made = to_contrib(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
+    return Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN), made
+
+
+def logits(path: Path, batch: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"images": batch})[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_is_the_same_function(name: str, tmp_path: Path) -> None:
+    kwargs, attentions = FAMILIES[name]
+    export_onnx(base_model(name, **kwargs), tmp_path / "a.onnx", SIZE)
+    found, made = rewritten(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert found["MultiHeadAttention"] == made["MultiHeadAttention"] == attentions
+    for count in (1, 3):  # the batch stays dynamic
+        batch = images(count).numpy()
+        assert np.allclose(logits(tmp_path / "a.onnx", batch), logits(tmp_path / "b.onnx", batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integer_products_keep_their_codes_and_take_the_bias_in(bits: int, tmp_path: Path) -> None:
+    model = base_model("vit_tiny_patch16_224", **VIT)
+    names = [name for name in linear_names(model, convolutions=False) if name.startswith("blocks")]
+    apply_edits(model, [quantize_edit(names, activation_bits=bits)])
+    calibrate(model, images())
+    export_onnx(model, tmp_path / "a.onnx", SIZE)
+    found, made = rewritten(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert made == {"MatMulIntegerToFloat": 8, "MultiHeadAttention": 2} and found == Counter(made)
+    graph = onnx.load(tmp_path / "b.onnx").graph
+    for node in graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            assert len(node.input) == 7 and node.input[6].endswith("bias")
+    assert not [node.name for node in graph.node if node.op_type == "DequantizeLinear"]
+    batch = images(4, seed=5).numpy()
+    before, after = logits(tmp_path / "a.onnx", batch), logits(tmp_path / "b.onnx", batch)
+    # A last bit may round another way; the step of 4 bits is sixteen times as large.
+    assert np.abs(before - after).mean() < 1e-3 * np.abs(before).mean() * (16 if bits == 4 else 1)
+
+
+def test_what_is_no_such_pattern_stays(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Softmax", ["images"], ["p"]),
+        helper.make_node("MatMul", ["p", "images"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [value("images", 1, [2, 2])], [value("logits", 1, [2, 2])])
+    model = helper.make_model(graph)
+    before = model.SerializeToString()
+    assert to_contrib(model) == {"MatMulIntegerToFloat": 0, "MultiHeadAttention": 0}
+    assert model.SerializeToString() == before
