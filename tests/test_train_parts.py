@@ -26,7 +26,7 @@ from act.recipe.schema import Recipe, TrainConfig
 from act.train.guard import check_finite
 from act.train.launch import make_accelerator
 from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
-from act.train.progress import Bar, Meter, clock, describe
+from act.train.progress import Bar, Meter, by_kind, clock, describe
 from act.train.recover import total_steps
 from act.train.rng import OwnRandom, get_random, pack, seed_everything, set_random, unpack
 from act.train.state import TrainState, load_state, save_state, save_tensors
@@ -256,6 +256,13 @@ def test_meter_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
     line = describe("Prune", meter, {"soft": 0.25, "hard": 0.5}, 1e-4, {"flips": 0.01})
     assert line == "Prune 70/100  loss 0.75 (soft 0.25, hard 0.5)  flips 0.01  lr 0.0001  4.0 images/s  eta 1:00"
     assert [clock(59.6), clock(61), clock(3661)] == ["1:00", "1:01", "1:01:01"]
+
+
+def test_many_terms_of_one_kind_are_shown_as_their_sum() -> None:
+    features = {f"feature.blocks.{index}": 0.5 for index in range(4)}
+    assert by_kind({"soft": 0.25} | features) == {"soft": 0.25, "feature (4)": 2.0}
+    few = {"soft": 0.25, "feature.a": 1.0, "feature.b": 2.0}
+    assert by_kind(few) == few
 
 
 def test_bar_on_a_terminal_and_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from act.train.progress import by_kind
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 52, 24
 COLOURS = ("#1a5fb4", "#c64600", "#26a269", "#813d9c", "#a51d2d", "#986a44")
 
@@ -15,7 +17,7 @@ def loss_series(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
     """(step, value) by stage and loss term, from events that carry `stage`, `step` and `losses`."""
     found: dict[str, dict[str, dict[float, float]]] = {}
     for event in events:
-        step, terms = event.get("step"), dict(event.get("losses") or {})
+        step, terms = event.get("step"), by_kind(event.get("losses") or {})
         if len(terms) > 1 and "loss" in event:
             terms = {"total": event["loss"]} | terms
         for name, value in terms.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 WINDOW = 50  # steps over which the loss terms are averaged
+_SHOWN = 3  # terms of one kind that a line has room for
 
 
 class Meter:
@@ -61,10 +62,21 @@ def describe(
     title: str, meter: Meter, losses: Mapping[str, float], learning_rate: float, values: Mapping[str, float]
 ) -> str:
     """One line on the state of a training; `values` are what the strategy reported."""
-    parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in by_kind(losses).items())
     line = f"{title} {meter.step}/{meter.steps}  loss {sum(losses.values()):.4g} ({parts})"
     line += "".join(f"  {name} {value:.4g}" for name, value in values.items())
     return f"{line}  lr {learning_rate:.3g}  {meter.images_per_second:.1f} images/s  eta {clock(meter.eta_seconds)}"
+
+
+def by_kind(losses: Mapping[str, float]) -> dict[str, float]:
+    """The terms as people are shown them: many of one kind (`feature.blocks.0`, ...) as one sum, `feature (12)`."""
+    kinds = Counter(name.split(".")[0] for name in losses)
+    shown: dict[str, float] = {}
+    for name, value in losses.items():
+        kind = name.split(".")[0]
+        label = f"{kind} ({kinds[kind]})" if kinds[kind] > _SHOWN else name
+        shown[label] = shown.get(label, 0.0) + value
+    return shown
 
 
 def clock(seconds: float) -> str:
