@@ -36,21 +36,38 @@ class OpenVino:
             return "openvino is not installed; pip install 'vitcompress[openvino]'"
         return None
 
-    def load(self, path: str | Path, threads: int = 0) -> OpenVinoSession:
-        """Compile `path` for latency with `threads` threads (0: all cores); computes in float32 outside int8."""
-        reason = self.available()
-        if reason is not None:
-            raise InputError(f"backend: openvino: cannot run here: {reason}")
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        import openvino
+    def load(self, path: str | Path, threads: int = 0, precision: str = "f32") -> OpenVinoSession:
+        """Compile `path` for latency with `threads` threads (0: all cores).
 
-        # bfloat16, its default on CPUs that have it, would make the result differ from the torch model's.
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            config["INFERENCE_NUM_THREADS"] = threads
-        try:
-            return OpenVinoSession(openvino.Core().compile_model(str(path), "CPU", config))
-        except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise InputError(f"{path}: OpenVINO cannot open it: {(lines or ['no reason given'])[-1][:300]}") from error
+        `precision`, one of `precisions()`, is what is computed in outside int8.
+        """
+        return OpenVinoSession(compile_model(path, threads, precision))
+
+
+def precisions() -> list[str]:
+    """What this CPU computes in outside int8: f32, and bf16 or f16 where its instructions do that."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["f32", *(ours for theirs, ours in (("BF16", "bf16"), ("FP16", "f16")) if theirs in capabilities)]
+
+
+def compile_model(path: str | Path, threads: int = 0, precision: str = "f32", profile: bool = False) -> Any:
+    """An openvino.CompiledModel on the CPU; with `profile` its requests record every operator's time."""
+    reason = OpenVino().available()
+    if reason is not None:
+        raise InputError(f"backend: openvino: cannot run here: {reason}")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    import openvino
+
+    # Unasked, it computes in bfloat16 on CPUs that have it, and the result would differ from the torch model's.
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    config["PERF_COUNT"] = profile
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    try:
+        return openvino.Core().compile_model(str(path), "CPU", config)
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"{path}: OpenVINO cannot open it: {(lines or ['no reason given'])[-1][:300]}") from error

@@ -13,11 +13,20 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import doctor, eval, nodes, plan, recipes, run, verify
+from act.cli import bench, doctor, eval, nodes, plan, recipes, run, verify
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
-VERBS = {"run": run, "plan": plan, "nodes": nodes, "recipes": recipes, "eval": eval, "verify": verify, "doctor": doctor}
+VERBS = {
+    "run": run,
+    "plan": plan,
+    "nodes": nodes,
+    "recipes": recipes,
+    "eval": eval,
+    "bench": bench,
+    "verify": verify,
+    "doctor": doctor,
+}
 PROGRAM = "vitcompress"
 _EPILOG = """\
 examples:
