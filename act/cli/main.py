@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import bench, doctor, eval, nodes, plan, recipes, run, verify
+from act.cli import bench, doctor, eval, export, nodes, plan, recipes, run, verify
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
@@ -24,6 +24,7 @@ VERBS = {
     "recipes": recipes,
     "eval": eval,
     "bench": bench,
+    "export": export,
     "verify": verify,
     "doctor": doctor,
 }

@@ -43,6 +43,7 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
         _verdict(report),
         _section("Before and after", _before_after(report)),
         _section("Exported files", _exported(report)),
+        _section("Not run here", _commands(report)),
         _section("Stages", _stages(report)),
         _section("What must hold", _invariants(report)),
         _section("Layers left as they were", _left(report)),
@@ -157,6 +158,20 @@ def _exported(report: Mapping[str, Any]) -> str:
     figures = map(Number, ("bytes", "top1", "agreement", "agreement with torch"))
     head = ("format", *figures, "runtime", *map(Number, ("batch", "median", "speed-up")))
     return table(head, rows) if len(report["artifacts"]) > 1 else ""
+
+
+def _commands(report: Mapping[str, Any]) -> str:
+    """For each format whose own runtime was not at hand: what was done instead, and the commands to run it."""
+    parts = []
+    for item in report["artifacts"]:
+        if "commands" in item:
+            lines = [f"# {item['format']} {version}\n{command}" for version, command in item["commands"].items()]
+            remarks = "".join(f"<li>{escape(str(text))}</li>" for text in item.get("remarks", []))
+            parts.append(
+                f"<p>{escape(item['path'])}: {escape(str(item.get('executed', '')))}.</p>"
+                f"{f'<ul>{remarks}</ul>' if remarks else ''}<pre>{escape(chr(10).join(lines))}</pre>"
+            )
+    return "".join(parts)
 
 
 def _stages(report: Mapping[str, Any]) -> str:

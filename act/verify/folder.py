@@ -18,6 +18,8 @@ from act.verify.match import Expected, constants_match, inputs_match, sparse_wei
 from act.verify.onnx_file import OnnxFile
 from act.verify.parity import check_parity
 from act.verify.rules import Broken, checked, standard_onnx, symmetric
+from act.verify.tensorrt import TENSORRT_FILE
+from act.verify.tensorrt_file import tensorrt_file
 
 __all__ = ["verify_folder", "write_manifest"]
 
@@ -50,6 +52,8 @@ def verify_folder(folder: str | Path, model: nn.Module | None = None) -> list[In
         checked("N:M sparsity", lambda: sparse_weights(onnx_file(), tensors(), expected())),
         checked("parity", lambda: _parity(onnx_file(), artifact, arch(), model)),
     ]
+    if (artifact / TENSORRT_FILE).is_file():
+        found.append(checked("TensorRT file", lambda: tensorrt_file(onnx_file(), artifact / TENSORRT_FILE)))
     if (run / "report.json").is_file():
         found.append(checked("report", lambda: _report(run)))
     return found

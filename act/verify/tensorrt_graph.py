@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -75,11 +76,21 @@ class Graph:
         for node in self.nodes:
             for index, name in enumerate(node.input):
                 self.consumers.setdefault(name, []).append((node, index))
-        self.types: dict[str, int] = {name: tensor.data_type for name, tensor in self._tensors.items()}
-        self.shapes: dict[str, list[int | None]] = {name: list(t.dims) for name, t in self._tensors.items()}
-        self._infer()
 
-    def _infer(self) -> None:
+    @cached_property
+    def types(self) -> dict[str, int]:
+        """ONNX element type by value, as far as it can be inferred."""
+        return self._inferred[0]
+
+    @cached_property
+    def shapes(self) -> dict[str, list[int | None]]:
+        """Sizes by value, None where one is dynamic, as far as they can be inferred."""
+        return self._inferred[1]
+
+    @cached_property
+    def _inferred(self) -> tuple[dict[str, int], dict[str, list[int | None]]]:
+        types: dict[str, int] = {name: tensor.data_type for name, tensor in self._tensors.items()}
+        shapes: dict[str, list[int | None]] = {name: list(tensor.dims) for name, tensor in self._tensors.items()}
         try:
             graph = onnx.shape_inference.infer_shapes(self.model).graph
         except Exception:  # over protobuf's size limit, or operators it does not know; the file's own notes remain
@@ -87,9 +98,10 @@ class Graph:
         for value in (*graph.input, *graph.output, *graph.value_info):
             tensor = value.type.tensor_type
             if tensor.elem_type:
-                self.types[value.name] = tensor.elem_type
+                types[value.name] = tensor.elem_type
             if tensor.HasField("shape"):
-                self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+                shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        return types, shapes
 
     def constant(self, name: str) -> Array | None:
         """The value of a constant, None for an activation."""
