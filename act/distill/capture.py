@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +20,13 @@ def expand_nodes(model: nn.Module, entries: Sequence[str], where: str = "Distill
     """The module names each entry (a name, a glob, or `auto`) stands for, in the order of the model.
 
     In a glob `*` stands for (part of) one level: `blocks.*` is every block, and nothing inside a block. `auto` is the
-    last block. Raises InputError, listing near names, for an entry that matches nothing.
+    output of every block. Raises InputError, listing near names, for an entry that matches nothing.
     """
     names = [name for name, _ in model.named_modules() if name]
     expanded, problems = [], []
     for entry in entries:
         if entry == AUTO:
-            expanded.append([last_block(model)])
+            expanded.append(all_blocks(model))
             continue
         found = [name for name in names if _matches(name, entry)]
         if not found:
@@ -39,6 +40,12 @@ def expand_nodes(model: nn.Module, entries: Sequence[str], where: str = "Distill
     if problems:
         raise InputError(problems)
     return expanded
+
+
+def all_blocks(model: nn.Module) -> list[str]:
+    """The blocks (or stages) of which `last_block` is the last, in order."""
+    stem = last_block(model).rstrip(string.digits)
+    return [name for name, _ in model.named_modules() if name != stem and name.rstrip(string.digits) == stem]
 
 
 def last_block(model: nn.Module) -> str:

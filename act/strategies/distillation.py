@@ -31,10 +31,12 @@ class Distillation(Strategy):
     class Config:
         """Terms are summed, each with its weight; the images need no labels unless hard_label is `label`."""
 
-        # Modules whose outputs are compared: auto (the last block), a name or glob, or a list of them; []: none.
+        # Modules whose outputs are compared: auto (every block), a name or glob, or a list of them; []: none.
         node: str | list[str] = AUTO
-        loss: str | list[str] = "l2"  # on those outputs: l2, cosine, relation or attention; or one per entry of node
-        alpha: float | list[float] = 0.5  # weight of an entry of node, shared by the modules it matches; or a list
+        # On those outputs: l2, cosine, relation or attention; or one per entry of node. A few channels of a ViT are so
+        # large that l2 sees little else; cosine compares directions, token by token.
+        loss: str | list[str] = "cosine"
+        alpha: float | list[float] = 20.0  # weight of an entry of node, shared by the modules it matches; or a list
         soft_weight: float = 1.0  # of the KL divergence from the teacher's probabilities
         temperature: float = 1.0  # of both softmaxes; the term is scaled by its square
         hard_weight: float = 0.0  # of the cross-entropy with a class
@@ -108,6 +110,8 @@ class Distillation(Strategy):
         other = self._teacher_nodes(teacher, entries, losses, nodes) if check_teacher else nodes
         terms = []
         for index, (own, theirs) in enumerate(zip(nodes, other, strict=True)):
+            if entries[index] == AUTO and len(own) != len(theirs):
+                own, theirs = own[-1:], theirs[-1:]  # another depth: only the ends correspond
             if len(own) != len(theirs):
                 raise InputError(
                     f"Distillation.teacher_node: entry {index + 1} matches {len(theirs)} modules of the teacher and "
