@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from act.bench.data import BenchData
+from act.bench.peers import PEERS, make_peers, peer_name
 from act.bench.profile import NodeTime, by_kind, by_operator, profile
 from act.bench.sources import Source, common_input_size, find_sources
 from act.bench.timing import WARM_UP, Row, measure, noise, shaky
 from act.bench.variants import Opened, choose_backends, open_variants
 from act.errors import InputError
 from act.run.environment import describe
-
-if TYPE_CHECKING:
-    from act.data.bundle import DataBundle
-    from act.recipe.schema import Recipe
 
 SCHEMA = 1
 
@@ -35,6 +33,8 @@ class Options:
     overrides: list[str] = field(default_factory=list)
     profile: bool = False
     picture: bool = False
+    peers: list[str] = field(default_factory=list)
+    folder: Path = Path()  # where the peers' files go
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Bench:
     environment: dict[str, Any]
     unsteady: list[str]
     profiles: dict[str, list[NodeTime]] = field(default_factory=dict)
+    peers: list[str] = field(default_factory=list)
 
     @property
     def cpu(self) -> str:
@@ -77,6 +78,7 @@ class Bench:
             "input_size": list(self.input_size),
             "files": [source.as_json() for source in self.sources],
             "half_precision": half,
+            "peers": {name: PEERS[name].settings for name in self.peers},
             "results": [row.as_json() for row in self.rows],
             "left_out": [{"what": what, "reason": reason} for what, reason in self.opened.skipped],
             "unsteady": self.unsteady,
@@ -101,14 +103,17 @@ def run_bench(options: Options) -> Bench:
     sources = find_sources(options.files, options.baseline)
     names, missing = choose_backends(options.backends)
     size = common_input_size(sources)
-    data = None if options.recipe is None else _data(options.recipe, options.overrides, size)
+    recipe = options.recipe or (_run_recipe(options.files) if options.peers else None)
+    data = None if recipe is None else BenchData(recipe, options.overrides, size, calibration=bool(options.peers))
+    skipped = list(missing)
+    if options.peers and data is not None:
+        sources = sources + make_peers(options.peers, sources, data.calibration(), options.folder, skipped)
     opened = open_variants(sources, names, options.threads, options.half)
-    opened.skipped[:0] = missing
+    opened.skipped[:0] = skipped
     if data is not None:
         from act.bench.score import score
 
-        bundle, recipe = data
-        score(opened, bundle.val(recipe.data.batch_size))
+        score(opened, data.val())
     if options.picture and not any(variant.figures for variant in opened.variants):
         raise InputError("--picture: no accuracy is known; name a finished run folder, or give --recipe to score")
     rows = measure(opened, options.batches, size, options.repeats)
@@ -130,22 +135,13 @@ def run_bench(options: Options) -> Bench:
         describe(),
         shaky(rows),
         profiles,
+        [name for name in options.peers if any(source.name == peer_name(name) for source in sources)],
     )
 
 
-def _data(name: str, overrides: list[str], size: tuple[int, int, int]) -> tuple[DataBundle, Recipe]:
-    """The recipe and its validation images, prepared as its model wants them."""
-    from act.data.bundle import DataBundle
-    from act.data.preprocess import resolve_preprocess
-    from act.models import load_model
-    from act.recipe.load import load_recipe
-
-    recipe = load_recipe(name, overrides)
-    if recipe.data.val is None:
-        raise InputError(f"{name}: data.val: not given; write data.val=FOLDER after the files")
-    recipe.data.train = recipe.data.calibration = None  # only val is read here, so the others need not be there
-    preprocess = resolve_preprocess(load_model(recipe.model), recipe.data)
-    if preprocess.input_size != size:
-        shown = "x".join(map(str, preprocess.input_size))
-        raise InputError(f"{name}: its images are {shown}, the files take {'x'.join(map(str, size))}")
-    return DataBundle(recipe.data, preprocess, recipe.seed), recipe
+def _run_recipe(files: list[Path]) -> str:
+    """The recipe of the first run folder, whose images the peers get."""
+    for path in files:
+        if (path / "recipe.yaml").is_file():
+            return str(path / "recipe.yaml")
+    raise InputError("--peers: no images to calibrate and score with; give --recipe, or name a finished run folder")

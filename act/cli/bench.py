@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +46,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything as JSON; - prints it, and no table")
     parser.add_argument("--picture", type=Path, metavar="OUT.svg", help="draw latency against accuracy")
     parser.add_argument(
+        "--peers",
+        nargs="?",
+        const="all",
+        metavar="NAME,...",
+        help="also quantise the original with other tools, calibrated by the images of --recipe or of the run folder",
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files of --peers there")
+    parser.add_argument(
         "--profile",
         nargs="?",
         const="operators",
@@ -58,10 +69,11 @@ def command(args: argparse.Namespace) -> int:
     if overrides and args.recipe is None:
         raise InputError(f"{overrides[0]}: no such file; key=value changes a recipe, so it needs --recipe")
     batches = _checked(args)
+    from act.bench.peers import choose_peers
     from act.bench.report import Options, run_bench
 
-    bench = run_bench(
-        Options(
+    with _folder(args.keep) as folder:
+        options = Options(
             files,
             args.baseline,
             batches,
@@ -73,24 +85,42 @@ def command(args: argparse.Namespace) -> int:
             overrides,
             args.profile is not None,
             args.picture is not None,
+            choose_peers(args.peers) if args.peers is not None else [],
+            folder,
         )
-    )
+        _output(run_bench(options), args)
+    return 0
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where the peers write: `keep`, or a folder that is removed at the end."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="vitcompress-") as folder:
+            yield Path(folder)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--keep: {keep} cannot be written ({error.strerror}); choose another folder") from None
+    yield keep
+
+
+def _output(bench: Bench, args: argparse.Namespace) -> None:
+    from act.run.atomic import write_json, write_text
+
     if args.picture is not None:
         from act.bench.picture import picture
-        from act.run.atomic import write_text
 
         write_text(args.picture, picture(bench.rows, f"{bench.cpu}, {bench.threads}"))
-    if args.json is not None and str(args.json) != "-":
-        from act.run.atomic import write_json
-
-        write_json(args.json, bench.as_json())
     if str(args.json) == "-":
         print_json(bench.as_json())
-    else:
-        show(bench)
-        if args.profile is not None:
-            _show_profiles(bench, args.profile)
-    return 0
+        return
+    if args.json is not None:
+        write_json(args.json, bench.as_json())
+    show(bench)
+    if args.profile is not None:
+        _show_profiles(bench, args.profile)
 
 
 def _checked(args: argparse.Namespace) -> list[int]:

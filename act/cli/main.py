@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import bench, doctor, eval, export, nodes, plan, recipes, run, verify
+from act.cli import analyze, bench, doctor, eval, export, nodes, plan, recipes, run, verify
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
@@ -21,6 +21,7 @@ VERBS = {
     "run": run,
     "plan": plan,
     "nodes": nodes,
+    "analyze": analyze,
     "recipes": recipes,
     "eval": eval,
     "bench": bench,

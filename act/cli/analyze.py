@@ -1,0 +1,173 @@
+"""`vitcompress analyze`: what a model costs, by block and by matrix product."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from act.cli.common import json_argument
+from act.cli.output import number, print_json, table
+from act.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from act.analysis import Analysis, Product
+
+HELP = "parameters, multiply-accumulates and bit operations of a model, by block and by kind of matrix product"
+DESCRIPTION = """\
+Runs one image through the model and counts every matrix product: multiply-accumulates (MACs) and bit operations
+(BOPs: MACs x bits of the one operand x bits of the other, weights that a mask removed left out), by kind and by
+block. For a run folder, the original beside the compressed model."""
+EPILOG = """\
+examples:
+  vitcompress analyze vit_base_patch16_224
+  vitcompress analyze runs/quickstart --json
+  vitcompress analyze vit_tiny_patch16_224 model.kwargs.img_size=384 --time
+"""
+REPEATS = 5
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument(
+        "model", metavar="MODEL|RUN_DIR", help="a timm model name, a recipe, or the folder of a finished run"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe")
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="also time each product in torch, one image at a time, attention in its unfused form",
+    )
+    json_argument(parser)
+
+
+def command(args: argparse.Namespace) -> int:
+    """Count and print."""
+    from act.analysis import analyze
+
+    models, size = _models(args.model, args.overrides)
+    found = {name: analyze(model, size, REPEATS if args.time else 0) for name, model in models.items()}
+    if args.json:
+        print_json(
+            {"model": args.model, "input_size": list(size)} | {name: as_json(item) for name, item in found.items()}
+        )
+        return 0
+    for name, item in found.items():
+        _show(f"{args.model}: {name}" if len(found) > 1 else args.model, item, size)
+    if len(found) > 1:
+        _show_change(*found.values())
+    return 0
+
+
+def as_json(found: Analysis) -> dict[str, Any]:
+    """Totals, sums by kind and by block, and every product."""
+    return {
+        "params": found.params,
+        "macs": found.macs,
+        "bops": round(sum(product.bops for product in found.products)),
+        "kinds": _sums(found, lambda product: product.kind),
+        "blocks": _sums(found, lambda product: product.block),
+        "products": [
+            {
+                "module": product.module,
+                "block": product.block or None,
+                "kind": product.kind,
+                "macs": product.macs,
+                "bits": list(product.bits),
+                "density": round(product.density, 6),
+                **({} if product.seconds is None else {"ms": round(1000 * product.seconds, 4)}),
+            }
+            for product in found.products
+        ],
+        **({"other_operators_ms": round(1000 * sum(found.rest.values()), 4)} if found.rest else {}),
+    }
+
+
+def _sums(found: Analysis, key: Callable[[Product], str]) -> list[dict[str, Any]]:
+    """Parameters, MACs, their share in percent, BOPs and milliseconds of the products of each key."""
+    groups: dict[str, list[Product]] = {}
+    for product in found.products:
+        groups.setdefault(key(product), []).append(product)
+    rows = []
+    for name, products in groups.items():
+        macs = sum(product.macs for product in products)
+        row: dict[str, Any] = {
+            "name": name or "(outside blocks)",
+            "params": sum(p.params for p in products),
+            "macs": macs,
+        }
+        row |= {"share": round(100 * macs / max(found.macs, 1), 2), "bops": round(sum(p.bops for p in products))}
+        row["bits"] = sorted({f"{p.bits[0]}x{p.bits[1]}" for p in products})
+        row["density"] = round(sum(p.macs * p.density for p in products) / max(macs, 1), 4)
+        if found.rest:
+            row["ms"] = round(1000 * sum(p.seconds or 0.0 for p in products), 4)
+        rows.append(row)
+    return rows
+
+
+def _show(title: str, found: Analysis, size: Sequence[int]) -> None:
+    total = sum(product.bops for product in found.products)
+    head = f"{title}, {'x'.join(map(str, size))}: {number(found.params)} parameters, {found.macs / 1e6:,.1f} M MACs"
+    print(f"{head}, {total / 1e9:,.1f} G BOPs")
+    timed = ["ms"] if found.rest else []
+    columns = ["parameters", "M MACs", "share %", "G BOPs", "bits", "density", *timed]
+    for what, key in (("kind", lambda product: product.kind), ("block", lambda product: product.block)):
+        rows = [
+            [
+                *(item["name"], number(item["params"]), f"{item['macs'] / 1e6:,.2f}", f"{item['share']:.2f}"),
+                *(f"{item['bops'] / 1e9:,.2f}", " ".join(item["bits"]), f"{item['density']:.2f}"),
+                *([f"{item['ms']:.2f}"] if timed else []),
+            ]
+            for item in _sums(found, key)
+        ]
+        right = [column for column in columns if column != "bits"]
+        table(f"by {what}", [what, *columns], rows, right=right)
+    if found.rest:
+        products = sum(product.seconds or 0.0 for product in found.products)
+        rest = sum(found.rest.values())
+        print(f"products take {1000 * products:.2f} ms, all other operators {1000 * rest:.2f} ms")
+
+
+def _show_change(before: Analysis, after: Analysis) -> None:
+    bops = [sum(product.bops for product in item.products) for item in (before, after)]
+    print(
+        f"compressed / original: parameters {after.params / before.params:.3f}, MACs {after.macs / before.macs:.3f}, "
+        f"BOPs {bops[1] / bops[0]:.4f}"
+    )
+
+
+def _models(name: str, overrides: Sequence[str]) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
+    """The models to analyse by title, and the size of their input."""
+    if Path(name).is_dir():
+        if overrides:
+            raise InputError(f"{overrides[0]}: a run folder is analysed as it is; leave key=value out")
+        return _run_models(Path(name))
+    from act.cli.nodes import _recipe
+    from act.data.preprocess import resolve_preprocess
+    from act.models import load_model
+
+    recipe = _recipe(name, list(overrides))
+    model = load_model(recipe.model)
+    return {"original": model}, resolve_preprocess(model, recipe.data).input_size
+
+
+def _run_models(folder: Path) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
+    from act.models import load_model
+    from act.rebuild import load_model_folder, read_arch
+    from act.recipe.schema import ModelConfig
+
+    artifact = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    base = read_arch(artifact)["base"]
+    if base is None:
+        raise InputError(f"{folder}: its model came as a module from Python and cannot be built from its name")
+    try:
+        size = json.loads((artifact / "preprocess.json").read_text(encoding="utf-8"))["input_size"]
+        channels, height, width = (int(length) for length in size)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{artifact / 'preprocess.json'}: cannot be read: {error}; name a finished run") from error
+    original = load_model(ModelConfig(name=base["name"], num_classes=base["num_classes"], kwargs=dict(base["kwargs"])))
+    return {"original": original, "compressed": load_model_folder(artifact)}, (channels, height, width)
