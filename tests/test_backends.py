@@ -14,7 +14,7 @@ from act.errors import InputError
 
 
 def test_known_backends_say_whether_they_can_run() -> None:
-    assert list(backends()) == ["onnxruntime", "openvino"]
+    assert list(backends()) == ["onnxruntime", "openvino", "tensorrt"]
     for name, backend in backends().items():
         assert backend.name == name
         reason = backend.available()

@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         ["teacher_model_dir", "leave it out for the original model"],
     ),
     "onnx format": ("QuantAware: {onnx_format: true}\n", ["QuantAware.onnx_format", "export: {formats: [onnx]}"]),
-    "TensorRT": ("QuantAware: {for_tensorrt: true}\n", ["export: {formats: [tensorrt]}"]),
+    "TensorRT": ("QuantAware: {for_tensorrt: true}\n", ["export: {formats: [onnx, tensorrt]}"]),
     "observer": ("QuantAware: {activation_quantize_type: abs_max}\n", ["ranges start from calibration"]),
     "per tensor weights": ("QuantAware: {weight_quantize_type: abs_max}\n", ["allowed: 'channel_wise_abs_max'"]),
     "skip pattern": ("QuantAware: {not_quant_pattern: [head]}\n", ["not_quant_pattern"]),

@@ -7,6 +7,7 @@ import difflib
 from act.backends.base import Backend, Session
 from act.backends.onnxruntime import OnnxRuntime
 from act.backends.openvino import OpenVino
+from act.backends.tensorrt import TensorRt
 from act.errors import InputError
 
 __all__ = ["Backend", "Session", "backends", "get_backend"]
@@ -14,7 +15,7 @@ __all__ = ["Backend", "Session", "backends", "get_backend"]
 
 def backends() -> dict[str, Backend]:
     """Every backend by name, whether it can run here or not (`available` tells)."""
-    found: tuple[Backend, ...] = (OnnxRuntime(), OpenVino())
+    found: tuple[Backend, ...] = (OnnxRuntime(), OpenVino(), TensorRt())
     return {backend.name: backend for backend in found}
 
 

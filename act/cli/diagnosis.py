@@ -144,6 +144,8 @@ def _backends() -> list[Finding]:
     for name, backend in backends().items():
         reason = backend.available()
         detail = "can run exported files here" if reason is None else reason
+        caution = getattr(backend, "caution", "")
+        detail = f"{detail}; {caution}" if caution else detail
         found.append(Finding(f"backend {name}", "ok" if reason is None else "no", detail))
     return found
 

@@ -43,7 +43,7 @@ _RANGES = "remove it; ranges start from calibration and QuantAware learns them"
 _REFUSED_FIELDS: dict[str, dict[str, str]] = {
     "QuantAware": {
         "onnx_format": _NO_ONNX,
-        "for_tensorrt": "remove it; write `export: {formats: [tensorrt]}`",
+        "for_tensorrt": "remove it; write `export: {formats: [onnx, tensorrt]}`",
         "is_full_quantize": "remove it; quantize_op_types names what is quantised",
         "activation_quantize_type": _RANGES,
         "window_size": _RANGES,

@@ -18,7 +18,18 @@ from act.verify.onnx_file import OnnxFile
 from act.verify.tensorrt_graph import Graph
 from act.verify.tensorrt_rules import ERROR, RULES, WARNING, Finding, Subject, label
 
-__all__ = ["ERROR", "RULES", "SPARSE", "TENSORRT_FILE", "WARNING", "Finding", "lint", "lint_file", "pick_file"]
+__all__ = [
+    "ERROR",
+    "RULES",
+    "SPARSE",
+    "TENSORRT_FILE",
+    "WARNING",
+    "Finding",
+    "lint",
+    "lint_file",
+    "pick_file",
+    "sparse_products",
+]
 
 SPARSE = "vitcompress.sparse"  # metadata key: JSON of layer names and their N:M patterns
 TENSORRT_FILE = "model.tensorrt.onnx"
@@ -47,6 +58,13 @@ def lint_file(path: str | Path, sparse: Iterable[str] = ()) -> list[Finding]:
     file = OnnxFile(path)
     claims = _metadata_claims(file) | _folder_claims(file.path.parent)
     return lint(file, claims, tuple(sparse))
+
+
+def sparse_products(path: str | Path) -> tuple[str, ...]:
+    """Names of the nodes whose weights the file, or an arch.json beside it, says are 2:4."""
+    file = OnnxFile(path)
+    subject = _subject(file, _metadata_claims(file) | _folder_claims(file.path.parent), ())
+    return tuple(label(weight.product) for weight in subject.graph.weights() if weight.name in subject.sparse)
 
 
 def lint(file: OnnxFile, claims: Mapping[str, str] | None = None, globs: Iterable[str] = ()) -> list[Finding]:
