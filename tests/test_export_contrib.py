@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from export_support import SIZE, VIT, base_model, calibrate, images, linear_names, quantize_edit
 from onnx import helper
 
 from act.edits import apply_edits
 from act.export import export_onnx
 from act.export.contrib import DOMAIN, to_contrib
-from export_support import SIZE, VIT, base_model, calibrate, images, linear_names, quantize_edit
+from act.verify.contrib_file import contrib_file
+from act.verify.rules import Broken
 
 SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 10}
 FAMILIES = {
@@ -67,6 +69,31 @@ def test_integer_products_keep_their_codes_and_take_the_bias_in(bits: int, tmp_p
     before, after = logits(tmp_path / "a.onnx", batch), logits(tmp_path / "b.onnx", batch)
     # A last bit may round another way; the step of 4 bits is sixteen times as large.
     assert np.abs(before - after).mean() < 1e-3 * np.abs(before).mean() * (16 if bits == 4 else 1)
+
+
+def test_a_flipped_weight_in_it_is_found(tmp_path: Path) -> None:
+    model = base_model("vit_tiny_patch16_224", **VIT)
+    apply_edits(model, [quantize_edit(["blocks.1.mlp.fc1"])])
+    calibrate(model, images())
+    main, own = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    export_onnx(model, main, SIZE)
+    rewritten(main, own)
+    assert contrib_file(main, own) == "1 MatMulIntegerToFloat, 2 MultiHeadAttention"
+    file = onnx.load(own)
+    tensor = next(item for item in file.graph.initializer if item.name.endswith("fc1.weight_int8"))
+    codes = bytearray(tensor.raw_data)
+    codes[7] ^= 1
+    tensor.raw_data = bytes(codes)
+    onnx.save(file, own)
+    with pytest.raises(Broken, match=r"blocks\.1\.mlp\.fc1\.weight_int8"):
+        contrib_file(main, own)
+    rewritten(main, own)
+    file = onnx.load(own)
+    node = next(item for item in file.graph.node if item.op_type == "MultiHeadAttention")
+    node.input[1] = node.input[2]
+    onnx.save(file, own)
+    with pytest.raises(Broken, match="graph"):
+        contrib_file(main, own)
 
 
 def test_what_is_no_such_pattern_stays(tmp_path: Path) -> None:

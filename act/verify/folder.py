@@ -13,6 +13,7 @@ from act.errors import InputError
 from act.rebuild import load_model_folder, read_arch, read_tensors
 from act.run.atomic import sha256_file
 from act.strategies.base import Invariant
+from act.verify.contrib_file import CONTRIB_FILE, contrib_file
 from act.verify.manifest import check_manifest, write_manifest
 from act.verify.match import Expected, constants_match, inputs_match, sparse_weights, weights_match
 from act.verify.onnx_file import OnnxFile
@@ -52,6 +53,8 @@ def verify_folder(folder: str | Path, model: nn.Module | None = None) -> list[In
         checked("N:M sparsity", lambda: sparse_weights(onnx_file(), tensors(), expected())),
         checked("parity", lambda: _parity(onnx_file(), artifact, arch(), model)),
     ]
+    if (artifact / CONTRIB_FILE).is_file():
+        found.append(checked("ONNX Runtime file", lambda: contrib_file(artifact / ONNX_FILE, artifact / CONTRIB_FILE)))
     if (artifact / TENSORRT_FILE).is_file():
         found.append(checked("TensorRT file", lambda: tensorrt_file(onnx_file(), artifact / TENSORRT_FILE)))
     if (run / "report.json").is_file():
