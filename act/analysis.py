@@ -101,11 +101,11 @@ def analyze(model: nn.Module, input_size: tuple[int, int, int], repeats: int = 0
     return Analysis(sum(parameter.numel() for parameter in model.parameters()), products, rest)
 
 
-class _Trace(TorchDispatchMode):
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the products of a forward, with the module that calls each."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self.seconds: list[float] = []
         self.rest: dict[str, float] = {}
