@@ -59,7 +59,7 @@ def command(args: argparse.Namespace) -> int:
         | (dataclasses.asdict(item.measured) if item.measured else {})
         for item in tried
     ]
-    found = {
+    found: dict[str, Any] = {
         "file": str(source),
         "tensorrt": engine.version,
         "batches": batches,
