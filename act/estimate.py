@@ -55,9 +55,9 @@ def estimate_memory(
     """Memory of one stage of `model` on images [channels, height, width].
 
     Training: 4 P of weights, 4 P of gradients, 4 P per optimiser state (2 for Adam, 1 for momentum), 4 P of EMA, and
-    B times the outputs of all leaf modules, kept for the backward pass (2 bytes per value with bf16). A teacher adds
-    4 P and its two largest outputs, since it keeps nothing. Without training: 4 P and the two largest outputs.
-    P: parameters, B: batch size. What happens inside a fused attention kernel is not counted.
+    B times what autograd keeps of one image for the backward pass, measured on one. A teacher adds 4 P and its two
+    largest outputs, since it keeps nothing. Without training: 4 P and the two largest outputs. P: parameters, B: batch
+    size. Masks, quantisers (a byte per quantised input) and compared features come on top.
     """
     outputs = output_sizes(model, input_size)
     parameters = _FLOAT * sum(p.numel() for p in model.parameters())
@@ -65,15 +65,44 @@ def estimate_memory(
     passing = _FLOAT * batch * sum(sorted(outputs.values())[-2:])
     if train is None:
         return Memory(parameters, 0, 0, 0, passing, 0)
-    value_bytes = 2 if train.amp == "bf16" else _FLOAT
     return Memory(
         weights=parameters,
         gradients=parameters,
         optimizer=parameters * optimizer_states(train.optimizer),
         averages=parameters if train.ema_decay is not None else 0,
-        activations=value_bytes * batch * sum(outputs.values()),
+        activations=batch * kept_bytes(model, input_size, train.amp == "bf16"),
         teacher=parameters + passing if objectives else 0,
     )
+
+
+def kept_bytes(model: nn.Module, input_size: tuple[int, int, int], half: bool) -> int:
+    """Bytes that a forward of one image keeps for the backward pass, parameters not counted; `half`: under bf16."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # Held, so that no later tensor gets the same address.
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())
+        return tensor
+
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    try:
+        model.eval().requires_grad_(True)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half), hooks:
+            model(torch.zeros(1, *input_size, device=device))
+    finally:
+        model.train(training)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    # Weights cast for autocast are kept as well, but once and not per image.
+    shapes = {tuple(parameter.shape) for parameter in model.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    return sum(size for tensor, size in kept.values() if tuple(tensor.shape) not in shapes)
 
 
 def output_sizes(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from act.errors import InputError
-from act.estimate import estimate_memory, optimizer_states, output_sizes
+from act.estimate import estimate_memory, kept_bytes, optimizer_states, output_sizes
 from act.models import load_model
 from act.plan import build_stages, make_plan, stage_name
 from act.recipe.load import load_recipe, recipe_from_dict
@@ -165,13 +165,23 @@ def test_memory_is_the_documented_sum() -> None:
     memory = estimate_memory(model, (3, 2, 2), train, 64, [])
     assert memory.weights == memory.gradients == memory.averages == 4 * parameters
     assert memory.optimizer == 8 * parameters and memory.teacher == 0
-    assert memory.activations == 4 * 5 * (12 + 8 + 4)
-    assert memory.total == 4 * parameters * 5 + 480
+    # What the two products keep: the image and the hidden values.
+    assert memory.activations == 4 * 5 * (12 + 8)
+    assert memory.total == 4 * parameters * 5 + 400
     distilled = build_stages(recipe_from_dict({"Distillation": {}}))[0].objectives
     half = estimate_memory(model, (3, 2, 2), TrainConfig(amp="bf16"), 64, distilled)
-    assert half.activations == 2 * 64 * 24 and half.teacher == 4 * parameters + 4 * 64 * 20
+    assert half.activations == 2 * 64 * (12 + 8) and half.teacher == 4 * parameters + 4 * 64 * 20
     still = estimate_memory(model, (3, 2, 2), None, 64, [])
     assert still.total == 4 * parameters + 4 * 64 * 20
+
+
+def test_kept_bytes_grow_with_the_images_and_leave_the_model_alone() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=5).eval().requires_grad_(False)
+    kept = [kept_bytes(model, (3, 32, 32), half) for half in (False, True)]
+    tokens, width = 5, 192
+    # At least the inputs of the four products of a block and of its two norms.
+    assert kept[0] > 2 * 4 * tokens * (5 * width + 4 * width) and 0.4 * kept[0] < kept[1] < kept[0]
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "states"), [("momentum", 1), ("lion", 1), ("adamw", 2)])
