@@ -2,7 +2,7 @@
 
 The fused operator works value by value there, and a chain of whole-tensor operations spends its time on memory. Here
 every step of a piece (scale, centre, round, clip) finds it in the cache, and nothing of full size is written but the
-result, in the type that the product behind it computes in, and one boolean per value.
+result, in the type that the product behind it computes in. For the gradients the few clipped values are remembered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PIECE = 1 << 17  # values: 512 KiB in float32
+_PIECE = 1 << 18  # values: 1 MiB in float32
 
 
 def quantize_pieces(
@@ -75,41 +75,50 @@ class _QuantizePieces(torch.autograd.Function):
     ) -> Tensor:
         rows, step = _rows(x), float(scale)
         y = rows.new_empty(rows.shape, dtype=_result_type(x, factor is not None or shift is not None))
-        inside = rows.new_empty(rows.shape, dtype=torch.bool) if any(ctx.needs_input_grad[:2]) else None
+        flat, learns = y.reshape(-1), any(ctx.needs_input_grad[:2])
         # The inverse is taken in float32, as the fused operator does: both give the same bits.
         inverse = float(1 / scale.detach().float())
+        clipped = []
         for part in _parts(rows):
             ratio = _ratio(rows[part], inverse, factor, shift).round_()
             code = ratio.clamp(*limits)
-            if inside is not None:
-                torch.eq(code, ratio, out=inside[part])
-            torch.mul(code, step, out=y[part])
-        # PACT needs the result alone, which the product behind it keeps anyway.
-        ctx.save_for_backward(scale, factor, shift, inside, y, x if learn == "lsq" else None)
-        ctx.limits, ctx.learn, ctx.dtype = limits, learn, x.dtype
+            if learns:
+                clipped.append((code != ratio).reshape(-1).nonzero().squeeze(1).add_(part.start * rows.shape[1]))
+            y[part] = code.mul_(step)
+        if learns:
+            where = torch.cat(clipped) if clipped else rows.new_empty(0, dtype=torch.long)
+            # PACT needs the clipped values alone; they are few.
+            ctx.save_for_backward(scale, factor, shift, where, flat[where], *((x, y) if learn == "lsq" else ()))
+            ctx.limits, ctx.size, ctx.dtype = limits, y.numel(), x.dtype
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, factor, shift, inside, y, x = ctx.saved_tensors
-        rows, inputs = _rows(grad), None if x is None else _rows(x)
-        grad_x = rows.new_empty(rows.shape, dtype=ctx.dtype) if ctx.needs_input_grad[0] else None
-        total, inverse = 0.0, float(1 / scale.float())
-        for part in _parts(rows):
-            clipped = rows[part].masked_fill(inside[part], 0)
-            if grad_x is not None:
-                passed = rows[part] - clipped
-                torch.mul(passed, 1.0 if factor is None else factor, out=grad_x[part])
-            if ctx.needs_input_grad[1]:
-                if inputs is None:
-                    total += float(torch.dot(clipped.reshape(-1), y[part].reshape(-1)))
-                else:
-                    code = _ratio(inputs[part], inverse, factor, shift)
-                    error = y[part].float() * inverse - code.masked_fill_(~inside[part], 0)
-                    total += float(torch.dot(rows[part].float().reshape(-1), error.reshape(-1)))
-        grad_scale = None
+        scale, factor, shift, where, ends, *kept = ctx.saved_tensors
+        rows = _rows(grad)
+        grad_x = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            grad_x = rows.to(ctx.dtype, copy=True) if factor is None else (rows * factor).to(ctx.dtype)
+            grad_x.view(-1)[where] = 0
+            grad_x = grad_x.view(grad.shape)
         if ctx.needs_input_grad[1]:
-            size = (y.numel() * ctx.limits[1]) ** 0.5
-            value = total * inverse if inputs is None else total / size
-            grad_scale = torch.full_like(scale, value)
-        return None if grad_x is None else grad_x.view(grad.shape), grad_scale, None, None, None, None
+            inverse = float(1 / scale.float())
+            total = inverse * float(torch.dot(rows.reshape(-1)[where].float(), ends.float()))
+            if kept:
+                total += _inside_error(rows, *map(_rows, kept), where, inverse, factor, shift)
+                total /= (ctx.size * ctx.limits[1]) ** 0.5
+            grad_scale = torch.full_like(scale, total)
+        return grad_x, grad_scale, None, None, None, None
+
+
+def _inside_error(
+    grad: Tensor, x: Tensor, y: Tensor, where: Tensor, inverse: float, factor: Tensor | None, shift: Tensor | None
+) -> float:
+    """LSQ's sum of grad * (round(x / s) - x / s) over the values that are not clipped."""
+    total = 0.0
+    inside = torch.ones_like(y, dtype=torch.bool)
+    inside.view(-1)[where] = False
+    for part in _parts(grad):
+        error = y[part].float() * inverse - _ratio(x[part], inverse, factor, shift)
+        total += float(torch.dot((grad[part].float() * inside[part]).reshape(-1), error.reshape(-1)))
+    return total
