@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from export_support import images, standard_artifact
 
 from act.backends import backends, get_backend
 from act.backends.census import census
+from act.backends.signal_stack import _Stack
 from act.errors import InputError
 
 
@@ -57,6 +59,24 @@ def test_runtimes_agree(threads: int) -> None:
         pytest.skip("openvino is not installed")
     other = get_backend("openvino").load(path, threads).run(batch)
     assert np.linalg.norm(ours - other) < 0.1 * np.linalg.norm(ours)
+
+
+def test_models_freed_in_the_order_they_were_made_leave_a_usable_signal_stack() -> None:
+    if backends()["openvino"].available() is not None:
+        pytest.skip("openvino is not installed")
+    before = signal_stack()
+    path = standard_artifact()[0] / "model.onnx"
+    sessions = [get_backend("openvino").load(path, 1) for _ in range(3)]
+    assert signal_stack() == before
+    while sessions:
+        sessions.pop(0)
+    assert signal_stack()[0] in (before[0], None)
+
+
+def signal_stack() -> tuple[int | None, int, int]:
+    stack = _Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack.address, stack.flags, stack.size
 
 
 def test_census_counts_and_names_products() -> None:

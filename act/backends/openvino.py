@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from act.backends.base import Images
+from act.backends.signal_stack import kept_signal_stack
 from act.errors import InputError
 
 
@@ -67,7 +68,8 @@ def compile_model(path: str | Path, threads: int = 0, precision: str = "f32", pr
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     try:
-        return openvino.Core().compile_model(str(path), "CPU", config)
+        with kept_signal_stack():
+            return openvino.Core().compile_model(str(path), "CPU", config)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(f"{path}: OpenVINO cannot open it: {(lines or ['no reason given'])[-1][:300]}") from error

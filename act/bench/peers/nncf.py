@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from act.backends.base import Images
+from act.backends.signal_stack import kept_signal_stack
 from act.bench.peers.base import Peer
 
 
@@ -20,7 +21,7 @@ def _missing() -> str | None:
 
 def _quantize(original: Path, images: Sequence[Images], folder: Path) -> Path:
     # It reports its progress on stdout, where programs expect our JSON.
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), kept_signal_stack():
         import nncf
         import openvino
 
