@@ -30,8 +30,6 @@ EXTRAS = {
     "tensorrt": "tensorrt",
     "datasets": "datasets",
     "webdataset": "datasets",
-    "optuna": "search",
-    "matplotlib": "report",
     "tensorboard": "dev",
 }
 _MODULES = {"hydra-core": "hydra"}
