@@ -8,12 +8,14 @@ and never stores the attention map). Weights, scales and codes stay the same.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from act.export.placement import drop_dead
+from act.verify.tensorrt_graph import Graph, permutation
 
 DOMAIN = "com.microsoft"
 _ZERO = "zero_point_uint8"
@@ -25,38 +27,21 @@ def to_contrib(model: onnx.ModelProto) -> dict[str, int]:
     made = {"MatMulIntegerToFloat": _integer_products(model), "MultiHeadAttention": _attention(model)}
     if any(made.values()) and all(item.domain != DOMAIN for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    _drop_unused(model.graph)
+    drop_dead(model.graph)
     return made
 
 
-class _Graph:
-    """Who makes and who reads each value of a graph, and its constants."""
+def _maker(graph: Graph, value: str, kind: str) -> onnx.NodeProto | None:
+    """The node of operator `kind` that makes `value`."""
+    node = graph.producers.get(value)
+    return node if node is not None and node.op_type == kind else None
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.nodes = list(graph.node)
-        self.constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
-        self.outputs = {value.name for value in graph.output}
-        self._makers = {name: node for node in self.nodes for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self._readers[name].append(node)
 
-    def maker(self, value: str, kind: str) -> onnx.NodeProto | None:
-        """The node of operator `kind` that makes `value`."""
-        node = self._makers.get(value)
-        return node if node is not None and node.op_type == kind else None
-
-    def reader(self, value: str, kind: str) -> onnx.NodeProto | None:
-        """The only node that reads `value`, if it is of operator `kind`."""
-        readers = self._readers[value]
-        alone = len(readers) == 1 and value not in self.outputs and readers[0].op_type == kind
-        return readers[0] if alone else None
-
-    def array(self, value: str) -> np.ndarray | None:
-        """A constant's values."""
-        tensor = self.constants.get(value)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+def _reader(graph: Graph, value: str, kind: str) -> onnx.NodeProto | None:
+    """The only node that reads `value`, if it is of operator `kind`."""
+    readers = [node for node, _ in graph.consumers.get(value, [])]
+    alone = len(readers) == 1 and all(output.name != value for output in graph.graph.output)
+    return readers[0] if alone and readers[0].op_type == kind else None
 
 
 def _replace(
@@ -72,30 +57,17 @@ def _replace(
     graph.node.extend(kept)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Nodes and initialisers that nothing reads any more."""
-    while True:
-        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-        dead = [node for node in graph.node if not used & set(node.output)]
-        for node in dead:
-            graph.node.remove(node)
-        if not dead:
-            break
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
-
-
 def _integer_products(model: onnx.ModelProto) -> int:
     """MatMul of two dequantised values, the second a constant, and the bias after it."""
-    graph = _Graph(model.graph)
+    graph = Graph(model)
     gone: list[onnx.NodeProto] = []
     new: dict[int, list[onnx.NodeProto]] = {}
     for product in graph.nodes:
         if product.op_type != "MatMul":
             continue
-        left, right = (graph.maker(value, "DequantizeLinear") for value in product.input)
-        quantize = None if left is None else graph.maker(left.input[0], "QuantizeLinear")
-        weight = None if right is None else graph.array(right.input[0])
+        left, right = (_maker(graph, value, "DequantizeLinear") for value in product.input)
+        quantize = None if left is None else _maker(graph, left.input[0], "QuantizeLinear")
+        weight = None if right is None else graph.constant(right.input[0])
         if left is None or right is None or quantize is None or weight is None or weight.dtype != np.int8:
             continue
         if weight.ndim != 2 or list(quantize.input[1:2]) != list(left.input[1:2]):
@@ -122,11 +94,11 @@ def _integer_products(model: onnx.ModelProto) -> int:
     return len(new)
 
 
-def _bias(graph: _Graph, product: onnx.NodeProto) -> tuple[list[str], onnx.NodeProto]:
+def _bias(graph: Graph, product: onnx.NodeProto) -> tuple[list[str], onnx.NodeProto]:
     """The bias [N] added to a product, if it has one, and the last node of the two."""
-    add = graph.reader(product.output[0], "Add")
+    add = _reader(graph, product.output[0], "Add")
     for value in add.input if add is not None else ():
-        array = graph.array(value)
+        array = graph.constant(value)
         if add is not None and array is not None and array.ndim == 1:
             return [value], add
     return [], product
@@ -139,7 +111,7 @@ def _zero_point(weight: onnx.NodeProto) -> list[str]:
 
 def _attention(model: onnx.ModelProto) -> int:
     """softmax(q k^T) v on one projection [batch, tokens, 3 * heads * width], without a mask."""
-    graph = _Graph(model.graph)
+    graph = Graph(model)
     gone: list[onnx.NodeProto] = []
     new: dict[int, list[onnx.NodeProto]] = {}
     for softmax in graph.nodes:
@@ -169,45 +141,41 @@ def _attention(model: onnx.ModelProto) -> int:
 
 
 def _joint_attention(
-    graph: _Graph, softmax: onnx.NodeProto
+    graph: Graph, softmax: onnx.NodeProto
 ) -> tuple[str, int, int, float, onnx.NodeProto, list[onnx.NodeProto]] | None:
     """(projection, heads, width, scale, last node, the nodes that need no longer exist) of an attention."""
-    scores = graph.maker(softmax.input[0], "MatMul")
-    average = graph.reader(softmax.output[0], "MatMul")
-    query = None if scores is None else graph.maker(scores.input[0], "Mul")
-    key = None if scores is None else graph.maker(scores.input[1], "Transpose")
-    turn = None if average is None else graph.reader(average.output[0], "Transpose")
-    end = None if turn is None else graph.reader(turn.output[0], "Reshape")
+    scores = _maker(graph, softmax.input[0], "MatMul")
+    average = _reader(graph, softmax.output[0], "MatMul")
+    query = None if scores is None else _maker(graph, scores.input[0], "Mul")
+    key = None if scores is None else _maker(graph, scores.input[1], "Transpose")
+    turn = None if average is None else _reader(graph, average.output[0], "Transpose")
+    end = None if turn is None else _reader(graph, turn.output[0], "Reshape")
     if scores is None or average is None or query is None or key is None or turn is None or end is None:
         return None
-    factor = graph.array(query.input[1])
-    heads_first = _permutation(key) == [0, 1, 3, 2] and _permutation(turn) == [0, 2, 1, 3]
+    factor = graph.constant(query.input[1])
+    heads_first = permutation(key, 4) == [0, 1, 3, 2] and permutation(turn, 4) == [0, 2, 1, 3]
     parts = [_part(graph, value) for value in (query.input[0], key.input[0], average.input[1])]
     sources = {part[0] for part in parts if part is not None}
     if factor is None or factor.size != 1 or not heads_first or [part and part[1] for part in parts] != [0, 1, 2]:
         return None
-    layout = graph.maker(sources.pop(), "Transpose") if len(sources) == 1 else None
-    split = None if layout is None or _permutation(layout) != _LAYOUT else graph.maker(layout.input[0], "Reshape")
-    shape = None if split is None else graph.array(split.input[1])
+    layout = _maker(graph, sources.pop(), "Transpose") if len(sources) == 1 else None
+    split = None if layout is None or permutation(layout, 5) != _LAYOUT else _maker(graph, layout.input[0], "Reshape")
+    shape = None if split is None else graph.constant(split.input[1])
     if split is None or shape is None or len(shape) != 5 or shape[2] != 3 or min(shape[3:]) < 1:
         return None
     gone = [scores, softmax, average, turn, end]
     return split.input[0], int(shape[3]), int(shape[4]), float(factor.reshape(())), end, gone
 
 
-def _permutation(node: onnx.NodeProto) -> list[int]:
-    return next((list(item.ints) for item in node.attribute if item.name == "perm"), [])
-
-
-def _part(graph: _Graph, value: str) -> tuple[str, int] | None:
+def _part(graph: Graph, value: str) -> tuple[str, int] | None:
     """(source, index) of a value that is one element of its source along axis 0: a Gather, or a Slice and Squeeze."""
-    gather = graph.maker(value, "Gather")
+    gather = _maker(graph, value, "Gather")
     if gather is not None:
-        index = graph.array(gather.input[1])
+        index = graph.constant(gather.input[1])
         return None if index is None or index.size != 1 else (gather.input[0], int(index.reshape(())))
-    squeeze = graph.maker(value, "Squeeze")
-    cut = None if squeeze is None else graph.maker(squeeze.input[0], "Slice")
-    bounds = [] if cut is None else [graph.array(name) for name in cut.input[1:4]]
+    squeeze = _maker(graph, value, "Squeeze")
+    cut = None if squeeze is None else _maker(graph, squeeze.input[0], "Slice")
+    bounds = [] if cut is None else [graph.constant(name) for name in cut.input[1:4]]
     if cut is None or len(bounds) < 3 or any(bound is None or bound.size != 1 for bound in bounds):
         return None
     start, stop, axis = (int(bound.reshape(())) for bound in bounds if bound is not None)

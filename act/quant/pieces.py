@@ -105,7 +105,8 @@ class _QuantizePieces(torch.autograd.Function):
             inverse = float(1 / scale.float())
             total = inverse * float(torch.dot(rows.reshape(-1)[where].float(), ends.float()))
             if kept:
-                total += _inside_error(rows, *map(_rows, kept), where, inverse, factor, shift)
+                x, y = (_rows(item) for item in kept)
+                total += _inside_error(rows, x, y, where, inverse, factor, shift)
                 total /= (ctx.size * ctx.limits[1]) ** 0.5
             grad_scale = torch.full_like(scale, total)
         return grad_x, grad_scale, None, None, None, None
