@@ -22,12 +22,13 @@ from act.backends import backends
 from act.bench.picture import metric_of, picture
 from act.bench.profile import by_kind, by_operator, onnxruntime_nodes, openvino_nodes
 from act.bench.sources import BASELINE, PEER, Source, find_sources
-from act.bench.timing import Row, compare, order, time_rounds
+from act.bench.timing import Row, compare
 from act.bench.variants import Variant, half_precision, open_variants
 from act.cli.main import main
 from act.errors import InputError
 from act.export import export_onnx
 from act.run.atomic import sha256_file
+from act.run.timing import order, time_rounds
 
 OPENVINO = backends()["openvino"].available() is None
 needs_openvino = pytest.mark.skipif(not OPENVINO, reason="openvino is not installed")

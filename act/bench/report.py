@@ -10,10 +10,11 @@ from act.bench.data import BenchData
 from act.bench.peers import PEERS, make_peers, peer_name
 from act.bench.profile import NodeTime, by_kind, by_operator, profile
 from act.bench.sources import Source, common_input_size, find_sources
-from act.bench.timing import WARM_UP, Row, measure, noise, shaky
+from act.bench.timing import Row, measure, shaky
 from act.bench.variants import Opened, choose_backends, open_variants
 from act.errors import InputError
 from act.run.environment import describe
+from act.run.timing import WARM_UP, noise
 
 SCHEMA = 1
 

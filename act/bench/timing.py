@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,7 @@ import numpy as np
 from act.bench.sources import BASELINE
 from act.bench.variants import FLOAT, Opened, Variant
 from act.errors import InputError
-from act.run.timing import Run, unsteady
-
-WARM_UP = 3
+from act.run.timing import noise, time_rounds, unsteady
 
 
 @dataclass
@@ -56,31 +53,6 @@ class Row:
             "bytes": variant.source.bytes,
             **variant.figures,
         }
-
-
-def order(names: Sequence[str], number: int) -> list[str]:
-    """The order of round `number`: each name is first in turn, and after each cycle the direction is reversed, so
-    that none always follows the same one."""
-    shift = number % len(names)
-    rotated = [*names[shift:], *names[:shift]]
-    return rotated if (number // len(names)) % 2 == 0 else rotated[::-1]
-
-
-def time_rounds(runs: Mapping[str, Run], images: Any, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of `repeats` calls of each run on `images` [B, C, H, W], one call of each per round."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(-WARM_UP, repeats):
-        for name in order(list(runs), max(number, 0)):
-            begin = time.perf_counter()
-            runs[name](images)
-            if number >= 0:
-                taken[name].append(1000 * (time.perf_counter() - begin))
-    return taken
-
-
-def noise(batch: int, size: tuple[int, int, int]) -> Any:
-    """Seeded images float32 [batch, *size]."""
-    return np.random.default_rng(0).standard_normal((batch, *size), dtype=np.float32)
 
 
 def measure(opened: Opened, batches: Sequence[int], size: tuple[int, int, int], repeats: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,21 +39,43 @@ def time_in_turns(
     """
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in runs}
     for batch in batches:
-        images = np.random.default_rng(0).standard_normal((batch, *input_size), dtype=np.float32)
-        for run in runs.values():
-            for _ in range(WARM_UP):
-                run(images)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        end = time.perf_counter() + seconds
-        done = 0
-        while done < rounds[0] or (done < rounds[1] and time.perf_counter() < end):
-            # Every other round backwards, so that none always follows the same one.
-            for name, run in list(runs.items())[:: 1 if done % 2 == 0 else -1]:
-                begin = time.perf_counter()
-                run(images)
-                times[name].append(1000 * (time.perf_counter() - begin))
-            done += 1
-        for name, taken in times.items():
+        least, most = rounds
+        for name, taken in time_rounds(runs, noise(batch, input_size), most, least, seconds).items():
             median, p90 = np.percentile(taken, [50, 90])
             found[name][str(batch)] = {"median_ms": round(float(median), 4), "p90_ms": round(float(p90), 4)}
     return found
+
+
+def time_rounds(
+    runs: Mapping[str, Run], images: Any, rounds: int, least: int = 0, seconds: float = math.inf
+) -> dict[str, list[float]]:
+    """Milliseconds of each run on `images` [B, C, H, W], one call of each per round after some to warm up.
+
+    There are `rounds` of them, or as many as begin within `seconds`, but `least` in any case.
+    """
+    for run in runs.values():
+        for _ in range(WARM_UP):
+            run(images)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    for number in range(rounds):
+        if number >= least and time.perf_counter() >= end:
+            break
+        for name in order(list(runs), number):
+            begin = time.perf_counter()
+            runs[name](images)
+            taken[name].append(1000 * (time.perf_counter() - begin))
+    return taken
+
+
+def order(names: Sequence[str], number: int) -> list[str]:
+    """The order of round `number`: each name is first in turn, and after each cycle the direction is reversed, so
+    that none always follows the same one. (Of two, turning is reversing already.)"""
+    cycle, shift = divmod(number, len(names))
+    rotated = [*names[shift:], *names[:shift]]
+    return rotated[::-1] if cycle % 2 and len(names) > 2 else rotated
+
+
+def noise(batch: int, size: tuple[int, int, int]) -> npt.NDArray[np.float32]:
+    """Seeded images float32 [batch, *size]."""
+    return np.random.default_rng(0).standard_normal((batch, *size), dtype=np.float32)
