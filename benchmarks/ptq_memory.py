@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Time and peak memory of post-training quantisation: calibrate, export, open, score and verify.
 
-    python benchmarks/ptq_memory.py [--model vit_base_patch16_224] [--images 64]
+    python benchmarks/ptq_memory.py [--model vit_base_patch16_224] [--images 64] [--formats onnx,openvino] [--dir DIR]
 
 Random weights and noise images: what is measured does not depend on them. Prints one JSON line; `run_seconds` is the
 whole run, with the original's own export, scoring and timing; `stage_seconds` is preparation and calibration alone.
+With `--dir` the run folder stays, for `vitcompress bench DIR`.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--formats", default="onnx")
+    parser.add_argument("--dir", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
+        folder = args.dir or home / "run"
         recipe = recipe_from_dict(
             {
                 "name": "ptq_memory",
@@ -55,13 +59,13 @@ def main() -> int:
                     "batch_size": 16,
                 },
                 "QuantPost": {},
-                "export": {"min_agreement": 0.0, "benchmark_batches": [1]},
+                "export": {"formats": args.formats.split(","), "min_agreement": 0.0, "benchmark_batches": [1]},
             }
         )
         begin = time.monotonic()
-        result = run(recipe, home / "run")
+        result = run(recipe, folder)
         ran = time.monotonic() - begin
-        checks = verify_folder(home / "run")
+        checks = verify_folder(folder)
         report = {
             "model": args.model,
             "calibration_images": args.images,
