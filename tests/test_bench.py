@@ -275,3 +275,5 @@ def test_bad_input(
 def test_what_no_runtime_reads_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="only openvino reads OpenVINO IR"):
         open_variants([Source("ir", tmp_path / "m.xml")], ["onnxruntime"], 1)
+    opened = open_variants([Source("ir", tmp_path / "m.xml", named=False)], ["onnxruntime"], 1)
+    assert not opened.variants and "only openvino reads" in opened.skipped[0][1]

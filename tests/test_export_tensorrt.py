@@ -21,7 +21,8 @@ from act.backends.onnxruntime import OnnxRuntime, OnnxSession, open_session
 from act.cli.main import main
 from act.errors import ExportError
 from act.export.half import half_scale, to_half
-from act.export.placement import drop_dead, float_attentions, merge_pairs, scale_queries
+from act.export.patterns import drop_dead
+from act.export.placement import float_attentions, merge_pairs, scale_queries
 from act.export.tensorrt import export_tensorrt, to_tensorrt, trtexec
 from act.verify.match import Expected
 from act.verify.onnx_file import OnnxFile

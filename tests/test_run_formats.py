@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 
+import act.run.choice as choice
 import act.run.deliver as deliver
 import act.run.timing as timing
 from act import AutoCompression
@@ -33,13 +34,19 @@ def noise() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 5) for _ in range(3)]
 
 
-def run(folder: Path, export: dict[str, Any]) -> Any:
+def run(folder: Path, export: dict[str, Any], types: list[str] | None = None) -> Any:
     kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **kwargs)
-    recipe = {"name": "ptq", "QuantPost": {"images": 16}, "export": export}
+    recipe = {
+        "name": "ptq",
+        "QuantPost": {"images": 16, "quantize_op_types": types or ["linear", "conv2d"]},
+        "export": export,
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deliver, "time_in_turns", partial(timing.time_in_turns, seconds=0.0, rounds=(2, 2)))
+        quick = partial(timing.time_in_turns, rounds=(2, 2))
+        for module in (deliver, choice):
+            patch.setattr(module, "time_in_turns", quick)
         return AutoCompression(
             model, recipe, train_dataloader=noise(), eval_dataloader=noise(), save_dir=folder
         ).compress()
@@ -74,7 +81,29 @@ def test_openvino_ir_is_treated_like_the_main_file(tmp_path: Path) -> None:
     shutil.copytree(folder, broken)
     with (broken / "artifact" / "model.openvino.bin").open("r+b") as file:
         file.write(b"\xff")
-    assert {check.name for check in verify_folder(broken) if not check.holds} == {"checksums", "report"}
+    assert {check.name for check in verify_folder(broken) if not check.holds} == {
+        "checksums",
+        "OpenVINO file",
+        "report",
+    }
+
+
+@needs_openvino
+def test_attention_runs_as_measured_and_as_asked(tmp_path: Path) -> None:
+    formats = {"formats": ["onnx", "onnxruntime", "openvino"], "benchmark_batches": [1]}
+    types = ["linear", "conv2d", "matmul"]
+    for asked in ("auto", "float"):
+        folder = tmp_path / asked
+        report = run(folder, formats | {"attention": asked}, types).report
+        for entry in report["artifacts"][1:]:
+            if asked == "auto":
+                times = entry["attention_ms"]
+                assert set(times) == {"int8", "float"} and entry["attention"] == min(times, key=times.__getitem__)
+            else:
+                assert entry["attention"] == "float" and "attention_ms" not in entry
+        checks = {check.name: check for check in verify_folder(folder)}
+        assert checks["ONNX Runtime file"].holds and checks["OpenVINO file"].holds
+        assert not list((folder / "artifact").glob(".*"))
 
 
 def test_a_registered_format_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import onnx
 from act.backends.tensorrt import Engine, EngineOptions, TensorRtSession, build_engine, import_tensorrt
 from act.backends.tensorrt_inspector import EngineLayer, summary
 from act.errors import ActError, ExportError
-from act.export.placement import drop_dead
+from act.export.patterns import drop_dead
 from act.export.tensorrt_variants import as_convolution, as_gemm, float_weights
 
 

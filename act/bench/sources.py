@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ ARTIFACT, BASELINE, PEER = "artifact", "baseline", "peer"
 @dataclass(frozen=True)
 class Source:
     """A file, what to call it, and the figures (`top1`, `agreement`, in percent) known of it, by runtime
-    (`Variant.runtime`)."""
+    (`Variant.runtime`). `named`: asked for by itself, not found in a run folder, so it must open somewhere."""
 
     name: str
     path: Path
     role: str = ARTIFACT
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    named: bool = True
 
     @property
     def files(self) -> list[Path]:
@@ -96,7 +97,7 @@ def _run_folder(folder: Path, originals: list[Source]) -> list[Source]:
             continue
         # A report without timings does not say which runtime scored the file; each format has one.
         backend = next(iter(entry.get("latency", {})), None) or ("openvino" if path.suffix == ".xml" else "onnxruntime")
-        found.append(Source(f"{folder.name}/{path.name}", path, ARTIFACT, {backend: _figures(entry)}))
+        found.append(Source(f"{folder.name}/{path.name}", path, ARTIFACT, {backend: _figures(entry)}, False))
     original = folder / "baseline" / "model_fp32.onnx"
     if original.is_file():
         # The run scored its original in torch, whose predictions its FP32 export shares.
@@ -113,10 +114,7 @@ def _distinct(sources: Iterable[Source]) -> list[Source]:
     """The same files, those of one name called by their paths."""
     listed = list(sources)
     names = [source.name for source in listed]
-    return [
-        source if names.count(source.name) == 1 else Source(str(source.path), source.path, source.role, source.figures)
-        for source in listed
-    ]
+    return [source if names.count(source.name) == 1 else replace(source, name=str(source.path)) for source in listed]
 
 
 def input_size(path: Path) -> tuple[int, int, int]:

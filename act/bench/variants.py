@@ -79,7 +79,7 @@ def open_variants(sources: Sequence[Source], names: Sequence[str], threads: int,
     other files too.
 
     Raises:
-        InputError: a file that none of the backends opens.
+        InputError: a file that was named and that none of the backends opens.
     """
     opened = Opened()
     for name in names:
@@ -99,7 +99,7 @@ def open_variants(sources: Sequence[Source], names: Sequence[str], threads: int,
                     opened.variants.append(Variant(source, name, half, _load(name, source.path, threads, half)))
             except InputError as error:
                 refused.append((f"{source.name} in {name}", " ".join(error.problems)))
-        if len(refused) == len(names):
+        if len(refused) == len(names) and source.named:
             problems += [reason for _, reason in refused]
         opened.skipped += refused
     if problems:

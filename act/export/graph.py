@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from act.errors import ExportError
+from act.export.patterns import drop_dead
 
 ALIASES = "vitcompress.aliases"  # metadata key: JSON of initialisers that were merged into an equal one
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -38,7 +39,7 @@ def finish_graph(model: onnx.ModelProto, prefix: str, buffers: Mapping[str, Tens
     _drop_needless_clips(graph)
     _share_zero_points(graph)
     _separate_pairs(graph)
-    _drop_unused_initializers(graph)
+    drop_dead(graph)
     aliases = _find_aliases(graph, buffers)
     _clear_metadata(model)
     if aliases:
@@ -159,13 +160,6 @@ def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
     # An axis that any activation has; more readers than that may be merged, which costs speed only.
     copied.attribute.append(onnx.helper.make_attribute("axis", min(number, 2)))
     return copied
-
-
-def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 def _find_aliases(graph: onnx.GraphProto, buffers: Mapping[str, Tensor]) -> dict[str, str]:

@@ -7,8 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from act.errors import ExportError
-from act.verify.onnx_file import Array, attribute
-from act.verify.tensorrt_graph import QDQ, Graph
+from act.export.onnx_graph import QDQ, Array, Graph, attribute
 
 _T = onnx.TensorProto
 _LARGEST = float(np.finfo(np.float16).max)

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from act.verify.onnx_file import Array, attribute
-from act.verify.tensorrt_graph import LAYOUT, PRODUCTS, Attention, Graph
+from act.export.onnx_graph import LAYOUT, PRODUCTS, Array, Attention, Graph, attribute
+from act.export.patterns import drop_dead
 from act.verify.tensorrt_products import HEAD_SIZES, LONGEST, scale_after
 from act.verify.tensorrt_rules import label
 
@@ -76,6 +76,17 @@ def float_attentions(model: onnx.ModelProto) -> list[str]:
     return remarks
 
 
+def bypass_attentions(model: onnx.ModelProto) -> int:
+    """Take the pairs off the products of every attention; how many attentions were quantised."""
+    graph = Graph(model)
+    found = [attention for attention in graph.attentions() if attention.integer]
+    for attention in found:
+        for product in (attention.scores, attention.mix):
+            _bypass(graph, product, range(2))
+    drop_dead(model.graph)
+    return len(found)
+
+
 def scale_queries(model: onnx.ModelProto) -> list[str]:
     """Move a factor of the scores onto the query; a quantised query keeps its codes, its scale takes the factor."""
     graph = Graph(model)
@@ -111,23 +122,6 @@ def fold_float_weights(model: onnx.ModelProto) -> list[str]:
         model.graph.initializer.append(numpy_helper.from_array(_dequantized(codes, scale, dequantize), name))
         _rename(model.graph, dequantize.output[0], name)
     return []
-
-
-def drop_dead(graph: onnx.GraphProto) -> None:
-    """Remove nodes and initialisers that nothing reads."""
-    needed = {value.name for value in graph.output}
-    alive: list[onnx.NodeProto] = []
-    for node in reversed(list(graph.node)):
-        if needed & set(node.output):
-            alive.append(node)
-            needed |= set(node.input)
-    kept = onnx.GraphProto()
-    kept.node.extend(reversed(alive))
-    kept.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
-    kept.value_info.extend(v for v in graph.value_info if any(v.name in node.output for node in alive))
-    for field in ("node", "initializer", "value_info"):
-        del getattr(graph, field)[:]
-        getattr(graph, field).extend(getattr(kept, field))
 
 
 def _first_products(graph: Graph) -> list[onnx.NodeProto]:

@@ -15,11 +15,11 @@ import onnx
 
 from act.errors import ExportError
 from act.export.half import to_half
+from act.export.onnx_graph import Graph
 from act.export.placement import place
 from act.run.atomic import replacing, write_text
 from act.verify.onnx_file import OnnxFile
 from act.verify.tensorrt import ERROR, SPARSE, Finding, lint
-from act.verify.tensorrt_graph import Graph
 
 COMMANDS = "model.tensorrt.txt"
 NOT_RUN = "written by TensorRT's documented rules; not run on TensorRT here"

@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from act.verify.onnx_file import Array, attribute
-from act.verify.tensorrt_graph import Graph, Weight, quantized
+from act.export.onnx_graph import Array, Graph, Weight, attribute, quantized
 from act.verify.tensorrt_rules import label
 
 

@@ -61,6 +61,7 @@ _CHOICES: dict[str, dict[str, Sequence[str]]] = {
         "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
     },
     "target": {"device": ("cpu", "cuda")},
+    "export": {"attention": ("auto", "int8", "float")},
 }
 
 
@@ -133,6 +134,7 @@ def check_target(cfg: TargetConfig, problems: Problems) -> None:
 def check_export(cfg: ExportConfig, problems: Problems) -> None:
     """Ranges of the export section."""
     _ranges(cfg, _EXPORT, "export", problems)
+    _choices(cfg, "export", "export", problems)
     if not cfg.formats:
         problems.add("export.formats", "names no file format; allowed: at least onnx")
     for index, batch in enumerate(cfg.benchmark_batches):

@@ -112,6 +112,8 @@ class ExportConfig:
     # Percent of validation predictions that must equal the torch model's. Not 100: last-bit differences flip integer
     # codes, and later layers amplify them, so two exact runtimes differ by about as much as quantisation itself does.
     min_agreement: float = 90.0
+    # In files for one runtime, of a recipe that quantises matmul: how attention products run. auto: the faster here.
+    attention: str = "auto"  # auto, int8, float
 
 
 @dataclass

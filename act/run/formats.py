@@ -6,15 +6,12 @@ torch model, timed, listed in the report, and sealed by the manifest.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.backends import backends
-from act.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,37 +69,22 @@ def write_onnx(job: Job) -> Written:
 
 def write_contrib(job: Job) -> Written:
     """model.onnxruntime.onnx: the main file in ONNX Runtime's own operators, for no other runtime."""
-    import onnx
+    from act.export.contrib import export_contrib
+    from act.run.choice import write_faster
 
-    from act.export.contrib import to_contrib
-    from act.run.atomic import replacing
-
-    model = onnx.load(str(job.onnx))
-    made = to_contrib(model)
     target = job.onnx.with_name(f"{job.onnx.stem}.onnxruntime.onnx")
-    with replacing(target) as temporary:
-        onnx.save_model(model, str(temporary))
-    return Written(target, notes={"own_operators": made})
+    notes = write_faster(job, target, "onnxruntime", lambda path, form: export_contrib(job.onnx, path, form))
+    return Written(target, notes=notes)
 
 
 def write_openvino(job: Job) -> Written:
     """model.openvino.xml and .bin, converted from the main ONNX file; weights keep their types."""
-    import openvino
+    from act.export.openvino import export_openvino
+    from act.run.choice import write_faster
 
     target = job.onnx.with_name(f"{job.onnx.stem}.openvino.xml")
-    weights = target.with_suffix(".bin")
-    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=target.parent) as folder:
-        written = Path(folder) / target.name
-        try:
-            openvino.save_model(openvino.convert_model(str(job.onnx)), str(written), compress_to_fp16=False)
-        except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise ExportError(
-                f"{target}: OpenVINO cannot convert {job.onnx.name}: {(lines or ['?'])[-1][:300]}"
-            ) from error
-        os.replace(written.with_suffix(".bin"), weights)
-        os.replace(written, target)
-    return Written(target, (weights,))
+    notes = write_faster(job, target, "openvino", lambda path, form: export_openvino(job.onnx, path, form))
+    return Written(target, (target.with_suffix(".bin"),), notes)
 
 
 def write_tensorrt(job: Job) -> Written:

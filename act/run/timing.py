@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 Run = Callable[[npt.NDArray[np.float32]], Any]
 WARM_UP = 3
+SETTLE = 2
 UNSTEADY = 3.0  # a p90 so many times the median means that something else used the machine
 
 
@@ -49,9 +50,11 @@ def time_in_turns(
 def time_rounds(
     runs: Mapping[str, Run], images: Any, rounds: int, least: int = 0, seconds: float = math.inf
 ) -> dict[str, list[float]]:
-    """Milliseconds of each run on `images` [B, C, H, W], one call of each per round after some to warm up.
+    """Milliseconds of each run on `images` [B, C, H, W], one timed call of each per round after some to warm up.
 
-    There are `rounds` of them, or as many as begin within `seconds`, but `least` in any case.
+    There are `rounds` of them, or as many as begin within `seconds`, but `least` in any case. SETTLE calls that are not
+    timed go before each timed one: the model before has filled the caches and memory pools, and the threads of its
+    runtime may still spin; the first call after a change was measured to take up to 1.5 times the third.
     """
     for run in runs.values():
         for _ in range(WARM_UP):
@@ -62,6 +65,8 @@ def time_rounds(
         if number >= least and time.perf_counter() >= end:
             break
         for name in order(list(runs), number):
+            for _ in range(SETTLE):
+                runs[name](images)
             begin = time.perf_counter()
             runs[name](images)
             taken[name].append(1000 * (time.perf_counter() - begin))

@@ -17,6 +17,7 @@ from act.verify.contrib_file import CONTRIB_FILE, contrib_file
 from act.verify.manifest import check_manifest, write_manifest
 from act.verify.match import Expected, constants_match, inputs_match, sparse_weights, weights_match
 from act.verify.onnx_file import OnnxFile
+from act.verify.openvino_file import OPENVINO_FILE, openvino_file
 from act.verify.parity import check_parity
 from act.verify.rules import Broken, checked, standard_onnx, symmetric
 from act.verify.tensorrt import TENSORRT_FILE
@@ -55,6 +56,8 @@ def verify_folder(folder: str | Path, model: nn.Module | None = None) -> list[In
     ]
     if (artifact / CONTRIB_FILE).is_file():
         found.append(checked("ONNX Runtime file", lambda: contrib_file(artifact / ONNX_FILE, artifact / CONTRIB_FILE)))
+    if (artifact / OPENVINO_FILE).is_file():
+        found.append(checked("OpenVINO file", lambda: openvino_file(artifact / ONNX_FILE, artifact / OPENVINO_FILE)))
     if (artifact / TENSORRT_FILE).is_file():
         found.append(checked("TensorRT file", lambda: tensorrt_file(onnx_file(), artifact / TENSORRT_FILE)))
     if (run / "report.json").is_file():

@@ -12,9 +12,10 @@ import onnx
 import torch
 from torch import Tensor
 
+from act.export.onnx_graph import Array
 from act.quant.fake_quant import FakeQuantize
 from act.sparsity.masks import nm_violations, parse_pattern
-from act.verify.onnx_file import Array, OnnxFile, same_values
+from act.verify.onnx_file import OnnxFile, same_values
 from act.verify.rules import Broken
 
 _ACTIVATION_SCALE = re.compile(r"(input_quantizer|matmul_quantizers\.\d+)\.scale$")

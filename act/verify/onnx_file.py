@@ -6,17 +6,15 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from act.errors import InputError
 from act.export.graph import ALIASES
+from act.export.onnx_graph import Array
 
-Array = npt.NDArray[Any]
 _LARGEST_SIDE = 4096  # pixels; a damaged shape must not make the checks allocate without bound
 
 
@@ -78,11 +76,6 @@ class OnnxFile:
         if len(dims) != 4 or not all(0 < size <= _LARGEST_SIDE for size in dims[1:]):
             raise InputError(f"{self.path}: its input has the shape {dims}; expected [batch, channels, height, width]")
         return dims[1], dims[2], dims[3]
-
-
-def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute of `node`."""
-    return next((int(item.i) for item in node.attribute if item.name == name), default)
 
 
 def without_activation_rounding(file: OnnxFile) -> onnx.ModelProto:

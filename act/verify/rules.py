@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 
 from act.errors import ActError
+from act.export.onnx_graph import attribute
 from act.strategies.base import Invariant
-from act.verify.onnx_file import OnnxFile, attribute, same_values
+from act.verify.onnx_file import OnnxFile, same_values
 
 _STANDARD = ("", "ai.onnx")
 _MIN_OPSET = 19

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from act.errors import InputError
+from act.export.onnx_graph import Graph
 from act.sparsity.masks import parse_pattern
 from act.verify import tensorrt_products, tensorrt_qdq
 from act.verify.match import Expected
 from act.verify.onnx_file import OnnxFile
-from act.verify.tensorrt_graph import Graph
 from act.verify.tensorrt_rules import ERROR, RULES, WARNING, Finding, Subject, label
 
 __all__ = [

@@ -8,7 +8,8 @@ import numpy as np
 
 from act.backends.onnxruntime import OnnxRuntime
 from act.export.half import NORMAL, half, half_scale
-from act.verify.onnx_file import Array, OnnxFile
+from act.export.onnx_graph import Array
+from act.verify.onnx_file import OnnxFile
 from act.verify.parity import IMAGES, ROUNDED_LIMIT, relative_difference
 from act.verify.rules import Broken
 from act.verify.tensorrt import ERROR, lint_file

@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from act.export.onnx_graph import Array, Attention, Graph, Weight
 from act.sparsity.masks import parse_pattern
-from act.verify.onnx_file import Array
-from act.verify.tensorrt_graph import Attention, Graph, Weight
 from act.verify.tensorrt_rules import ERROR, WARNING, Findings, Subject, label, rule
 
 MULTIPLE = 16  # of K and N, in int8 values: 16 bytes, what an int8 tensor-core instruction reads at once

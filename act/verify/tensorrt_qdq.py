@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from act.verify.onnx_file import attribute
-from act.verify.tensorrt_graph import QDQ, Graph
+from act.export.onnx_graph import QDQ, Graph, attribute
 from act.verify.tensorrt_rules import ERROR, WARNING, Findings, Subject, label, rule, type_name
 
 _T = onnx.TensorProto

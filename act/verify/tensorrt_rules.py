@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from act.verify.tensorrt_graph import Graph
+from act.export.onnx_graph import Graph
 
 ERROR, WARNING = "error", "warning"
 Findings = Iterator[tuple[str, str]]  # node name (or another place in the file), and one line

@@ -1,17 +1,18 @@
-"""An ONNX graph as the TensorRT rules see it: types, shapes, weights as their product reads them, attention."""
+"""An ONNX graph indexed: makers and readers, types, shapes, weights as their product reads them, attention."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from act.verify.onnx_file import Array, attribute
-
+Array = npt.NDArray[Any]
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Expand", "Slice", "Split", "Cast")
@@ -208,6 +209,11 @@ class Graph:
             node.op_type == "QuantizeLinear" or (node.op_type in LAYOUT and self._quantized_after(node.output[0]))
             for node in readers
         )
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute of `node`."""
+    return next((int(item.i) for item in node.attribute if item.name == name), default)
 
 
 def permutation(node: onnx.NodeProto, rank: int) -> list[int]:

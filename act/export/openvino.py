@@ -1,0 +1,76 @@
+"""OpenVINO's IR from the main file, in the form that its CPU kernels run fastest.
+
+Rewrites before the conversion; weights and codes stay the same. A joint projection becomes three, since
+OpenVINO fuses an attention with its transposes where query, key and value come from products of their own. Q/DQ pairs
+move before the transposes, where the product before them writes the codes. The zero points of weights, all of them 0,
+are left out: the converter keeps one that two layers share as a subtraction, and multiplies those layers in floating
+point.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from act.errors import ExportError
+from act.export.onnx_graph import Graph
+from act.export.placement import bypass_attentions
+from act.export.projections import hoist_pairs, split_projections
+from act.export.tokens import keep_read_tokens
+
+FORM = ["vitcompress", "attention"]  # where the file says how its attention products run
+
+
+def to_openvino_form(model: onnx.ModelProto, attention: str = "int8") -> dict[str, int]:
+    """Rewrite `model` in place; what was done how often. `attention` float leaves out its products' quantisers."""
+    if attention == "float":
+        bypass_attentions(model)
+    made = {
+        "split projections": split_projections(model),
+        "pairs before transposes": hoist_pairs(model),
+        "products on read tokens only": len(keep_read_tokens(model)),
+    }
+    _drop_zero_points(model)
+    return made
+
+
+def export_openvino(main: Path, target: Path, attention: str = "int8") -> dict[str, int]:
+    """Write `target` (.xml) and its .bin from the main ONNX file; what was rewritten. ExportError if it cannot be."""
+    import openvino
+
+    made, converted = convert(main, attention)
+    converted.set_rt_info(attention, FORM)
+    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=target.parent) as folder:
+        written = Path(folder) / target.name
+        openvino.save_model(converted, str(written), compress_to_fp16=False)
+        os.replace(written.with_suffix(".bin"), target.with_suffix(".bin"))
+        os.replace(written, target)
+    return made
+
+
+def convert(main: Path, attention: str) -> tuple[dict[str, int], Any]:
+    """What was rewritten in the main ONNX file, and the openvino.Model of the result."""
+    import openvino
+
+    model = onnx.load(str(main))
+    made = to_openvino_form(model, attention)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / main.name
+        onnx.save_model(model, str(path))
+        try:
+            return made, openvino.convert_model(str(path))
+        except RuntimeError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise ExportError(f"{main}: OpenVINO cannot convert it: {(lines or ['?'])[-1][:300]}") from error
+
+
+def _drop_zero_points(model: onnx.ModelProto) -> None:
+    graph = Graph(model)
+    for node in model.graph.node:
+        zero = graph.constant(node.input[2]) if node.op_type == "DequantizeLinear" and len(node.input) > 2 else None
+        if zero is not None and not zero.any() and graph.constant(node.input[0]) is not None:
+            del node.input[2]
