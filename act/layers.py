@@ -147,18 +147,32 @@ def shift_inputs(model: nn.Module, layers: list[str]) -> None:
         layer.input_shift = torch.zeros((), device=layer.weight.device)
 
 
+def weight_groups(weight: Tensor, size: int, name: str) -> int:
+    """Groups of `size` values along K of a linear weight [out, K]; 1 for size 0. InputError if they do not fit."""
+    if not size:
+        return 1
+    if weight.dim() != 2 or weight.shape[1] % size:
+        raise InputError(f"{name}: weight_group_size {size} does not divide the K of its weight {list(weight.shape)}")
+    return weight.shape[1] // size
+
+
 @edit_op("quantize")
 def quantize_layers(model: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
     """Give each named layer its quantisers.
 
-    A layer's entry holds `weight_bits`, `activation_bits` (0: the input stays in floating point), `learn` (fixed,
-    pact or lsq) and `signed` (whether the input takes negative values).
+    A layer's entry holds `weight_bits`, `weight_group_size` (values along K with one scale; 0 or none: a whole
+    channel), `activation_bits` (0: the input stays in floating point), `learn` (fixed, pact or lsq) and `signed`
+    (whether the input takes negative values).
     """
     for name, spec in layers.items():
         layer = compress_layer(model, name)
         learn = str(spec.get("learn", "fixed"))
+        size = int(spec.get("weight_group_size") or 0)
         layer.weight_quantizer = FakeQuantize(
-            bits=int(spec["weight_bits"]), channels=layer.weight.shape[0], learn="lsq" if learn == "lsq" else "fixed"
+            bits=int(spec["weight_bits"]),
+            channels=len(layer.weight),
+            learn="lsq" if learn == "lsq" else "fixed",
+            groups=weight_groups(layer.weight, size, name),
         )
         if int(spec["activation_bits"]):
             layer.input_quantizer = FakeQuantize(

@@ -16,6 +16,7 @@ from act.quant.equalize import equalize
 from act.quant.folds import find_folds
 from act.quant.matmul import attention_modules, quantize_matmuls
 from act.quant.prepare import prepare_quantized
+from act.quant.rows import Grid
 from act.recipe.schema import Recipe
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -64,7 +65,7 @@ def test_folds_are_norms_before_linears_and_values_before_projections(model: nn.
 def test_equalisation_keeps_the_function_and_flattens_outliers(model: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         before = model(images)
-        found = equalize(model, linear_names(model), [images], 16, (8, 8))
+        found = equalize(model, linear_names(model), [images], 16, Grid(8, 8))
         assert "blocks.1.attn.qkv" in found.folded
         assert "blocks.1.mlp.fc2" in found.inserted
         for name, factor in found.inserted.items():
@@ -87,7 +88,7 @@ def test_a_norm_that_something_else_reads_is_not_folded(images: Tensor) -> None:
     odd = Odd()
     odd.norm.weight.data[3] = 40.0
     before = odd(images)
-    found = equalize(odd, ["fc"], [images], 16, (8, 8))
+    found = equalize(odd, ["fc"], [images], 16, Grid(8, 8))
     assert found.folded == []
     assert "norm" in found.undone[0][1]
     assert torch.equal(odd.norm.weight.data[3], torch.tensor(40.0))

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from act.quant.rows import ROWS, InputRows, collect_rows, output_error, weighted_mean
+from act.quant.rows import ROWS, Grid, InputRows, collect_rows, output_error, weighted_mean
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
@@ -46,5 +46,5 @@ def test_output_error_against_float64() -> None:
     quantized = ((x / scale_x).round() * scale_x) @ ((w / scale_w).round() * scale_w).t()
     expected = (quantized - x @ w.t()).square().mean(1)
     expected_mean = float((expected * weights).sum() / weights.sum())
-    assert abs(output_error(seen, rows @ weight.t(), factor, weight, clip, (4, 8)) / expected_mean - 1) < 1e-3
+    assert abs(output_error(seen, rows @ weight.t(), factor, weight, clip, Grid(4, 8)) / expected_mean - 1) < 1e-3
     assert weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0])) == 2.5

@@ -1,9 +1,9 @@
 """What each compressed layer becomes in an exported graph.
 
 The export copy of a model has these modules in place of compressed layers and fake quantisers. Their buffers are
-the initialisers of the file: `<layer>.weight_int8`, and every scale under the name it has in the model's state, so
-that the file can be mapped back to the model. Q and DQ are emitted as ONNX operators directly; no exporter
-translation and no graph pattern stands between the module's scale and the file's.
+the initialisers of the file: `<layer>.weight_int8` (`weight_int4` with groups), and every scale under the name it
+has in the model's state, so that the file can be mapped back to the model. Q and DQ are emitted as ONNX operators
+directly; no exporter translation and no graph pattern stands between the module's scale and the file's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ def _quantize(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
     )
 
 
+def _dequantize_groups(codes: Tensor, scale: Tensor, size: int) -> Tensor:
+    """`codes` [K, N] with `scale` [K / size, N]. No zero point: the codes become packed INT4 after the export."""
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear",
+        (codes, scale),
+        attrs={"axis": 0, "block_size": size},
+        dtype=scale.dtype,
+        shape=codes.shape,
+    )
+
+
 def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
     return torch.onnx.ops.symbolic(
         "DequantizeLinear", (codes, scale, zero), attrs={"axis": axis}, dtype=scale.dtype, shape=codes.shape
@@ -40,11 +51,13 @@ class _Grid(nn.Module):
     def __init__(self, quantizer: FakeQuantize, name: str) -> None:
         super().__init__()
         scale = quantizer.scale.detach().clone()
+        self.groups = quantizer.groups
         if quantizer.observer is not None:
             raise ExportError(f"{name}: still being calibrated; finish the calibration before exporting")
         if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
             raise ExportError(f"{name}: its scale must be finite and > 0, found {scale.min():g} to {scale.max():g}")
-        self.register_buffer("scale", scale)
+        # Groups run along K, which is the first axis of a stored linear weight.
+        self.register_buffer("scale", scale if self.groups == 1 else scale.t().contiguous())
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
 
 
@@ -72,6 +85,7 @@ class _Form(nn.Module):
     """Weight and input of an exported layer. `axis` is the output-channel axis of the stored weight."""
 
     weight_int8: Tensor
+    weight_int4: Tensor
     weight_float: Tensor
     input_factor: Tensor | None
     input_shift: Tensor | None
@@ -97,7 +111,8 @@ class _Form(nn.Module):
             self.register_buffer("weight_float", self._stored(weight))
         else:
             self.weight_quantizer = _Grid(quantizer, f"{name}.weight_quantizer")
-            self.register_buffer("weight_int8", self._stored(quantizer.codes(weight)))
+            codes = "weight_int8" if quantizer.groups == 1 else "weight_int4"
+            self.register_buffer(codes, self._stored(quantizer.codes(weight)))
         self.register_buffer("input_factor", layer.input_factor)
         self.register_buffer("input_shift", layer.input_shift)
         if layer.input_quantizer is not None and layer.input_quantizer.enabled:
@@ -116,6 +131,8 @@ class _Form(nn.Module):
         grid = self.weight_quantizer
         if grid is None:
             return self.weight_float
+        if grid.groups > 1:
+            return _dequantize_groups(self.weight_int4, grid.scale, len(self.weight_int4) // grid.groups)
         return _dequantize(self.weight_int8, grid.scale, grid.zero_point, self.axis)
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:

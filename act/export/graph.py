@@ -21,6 +21,7 @@ from act.errors import ExportError
 from act.export.patterns import drop_dead
 
 ALIASES = "vitcompress.aliases"  # metadata key: JSON of initialisers that were merged into an equal one
+INT4 = ".weight_int4"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NON_NEGATIVE = frozenset({"Softmax", "Relu", "Sigmoid", "HardSigmoid", "Abs"})
 
@@ -41,6 +42,7 @@ def finish_graph(model: onnx.ModelProto, prefix: str, buffers: Mapping[str, Tens
     _separate_pairs(graph)
     drop_dead(graph)
     aliases = _find_aliases(graph, buffers)
+    _pack_int4(graph)
     _clear_metadata(model)
     if aliases:
         model.metadata_props.add(key=ALIASES, value=json.dumps(aliases, sort_keys=True))
@@ -160,6 +162,16 @@ def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
     # An axis that any activation has; more readers than that may be merged, which costs speed only.
     copied.attribute.append(onnx.helper.make_attribute("axis", min(number, 2)))
     return copied
+
+
+def _pack_int4(graph: onnx.GraphProto) -> None:
+    """Store the codes of weights with groups as INT4, two in a byte; the exporter has no such type."""
+    for tensor in graph.initializer:
+        if tensor.name.endswith(INT4):
+            codes = numpy_helper.to_array(tensor).reshape(-1) & 0xF
+            even = np.append(codes, 0) if codes.size % 2 else codes
+            packed = (even[0::2] | (even[1::2] << 4)).astype(np.uint8).tobytes()
+            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, tensor.dims, packed, raw=True))
 
 
 def _find_aliases(graph: onnx.GraphProto, buffers: Mapping[str, Tensor]) -> dict[str, str]:

@@ -18,11 +18,12 @@ from act import __version__
 from act.errors import ExportError, InputError
 from act.export.attention import attention_translations
 from act.export.forms import to_export_forms
-from act.export.graph import finish_graph
+from act.export.graph import INT4, finish_graph
 from act.models import logits
 from act.run.atomic import replacing
 
 MIN_OPSET, MAX_OPSET = 19, 23
+INT4_OPSET = 21
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 _PREFIX = "model."  # of the wrapper below
 
@@ -49,14 +50,16 @@ def export_onnx(
 
     Input `images` [batch, *input_size] and output `logits` [batch, classes] in float32, batch dynamic. The weight of
     a quantised layer is an int8 constant with DequantizeLinear, its input passes QuantizeLinear and
-    DequantizeLinear; all zero points are 0 and all scales are the module's own. `metadata` becomes the file's
-    metadata_props. `model` itself is not changed. InputError for an opset out of range, ExportError when the
-    model's forward cannot be traced.
+    DequantizeLinear; all zero points are 0 and all scales are the module's own. Weights with groups are packed INT4,
+    which needs opset 21 whatever `opset` says. `metadata` becomes the file's metadata_props. `model` itself is not
+    changed. InputError for an opset out of range, ExportError when the model's forward cannot be traced.
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"export.opset: {opset}; allowed: {MIN_OPSET} to {MAX_OPSET}")
     copied = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
     forms = to_export_forms(copied)
+    if any(name.endswith(INT4) for name in forms.buffers):
+        opset = max(opset, INT4_OPSET)
     # Two images: a batch of one would be traced as a constant.
     example = torch.zeros(2, *input_size)
     with _quiet(), torch.no_grad():

@@ -107,7 +107,7 @@ class Graph:
     def constant(self, name: str) -> Array | None:
         """The value of a constant, None for an activation."""
         if name in self._tensors and name not in self._arrays:
-            self._arrays[name] = numpy_helper.to_array(self._tensors[name])
+            self._arrays[name] = to_array(self._tensors[name])
         return self._arrays.get(name)
 
     def is_constant(self, name: str) -> bool:
@@ -209,6 +209,12 @@ class Graph:
             node.op_type == "QuantizeLinear" or (node.op_type in LAYOUT and self._quantized_after(node.output[0]))
             for node in readers
         )
+
+
+def to_array(tensor: onnx.TensorProto) -> Array:
+    """The values of a constant; those of INT4 as int8."""
+    array: Array = numpy_helper.to_array(tensor)
+    return array.astype(np.int8) if tensor.data_type == onnx.TensorProto.INT4 else array
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -85,12 +85,14 @@ def calibrate(
 
 
 def set_weight_scale(layer: CompressedLayer) -> None:
-    """Per-channel scale of a layer's (masked) weight with the smallest squared error."""
-    assert layer.weight_quantizer is not None
+    """Scales of a layer's (masked) weight, per channel or group, with the smallest squared error."""
+    quantizer = layer.weight_quantizer
+    assert quantizer is not None
     weight = layer.weight.detach()
     if layer.weight_mask is not None:
         weight = weight * layer.weight_mask
-    layer.weight_quantizer.set_range(best_clip(weight.flatten(1), layer.weight_quantizer.qmax))
+    rows = quantizer.rows(weight).flatten(0, -2)
+    quantizer.set_range(best_clip(rows, quantizer.qmax).reshape(quantizer.scale.shape))
 
 
 def best_clip(rows: Tensor, qmax: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from act.quant.observer import CALIBRATIONS
 
 OP_TYPES = ("conv2d", "linear", "matmul")
+GROUP_SIZES = (16, 32, 64, 128, 256)
 METHODS = (*CALIBRATIONS, "output")
 
 
@@ -16,7 +17,10 @@ class QuantConfig:
     """Symmetric integers: one scale per output channel of a weight, one per activation tensor."""
 
     weight_bits: int = 8  # 2 to 8; below 8 the file keeps int8 codes
-    activation_bits: int = 8  # 2 to 8
+    activation_bits: int = 8  # 2 to 8; 0: inputs stay in floating point (weight-only)
+    # Values along K that share a scale in linear layers, of 4 bits at most; null: a whole output channel. Stored as
+    # packed INT4 (opset 21). Where it does not divide a layer's K, that layer has one scale per channel.
+    weight_group_size: int | None = None
     quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # matmul: q k^T, attn x v
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
     exclude: list[str] = field(default_factory=list)
@@ -34,9 +38,13 @@ class QuantConfig:
     def problems(self) -> list[str]:
         """Impossible values, each `key: what; allowed`."""
         found = []
-        for key in ("weight_bits", "activation_bits"):
-            if not 2 <= getattr(self, key) <= 8:
-                found.append(f"{key}: {getattr(self, key)}; allowed: 2 to 8")
+        if not 2 <= self.weight_bits <= 8:
+            found.append(f"weight_bits: {self.weight_bits}; allowed: 2 to 8")
+        if self.activation_bits and not 2 <= self.activation_bits <= 8:
+            found.append(f"activation_bits: {self.activation_bits}; allowed: 2 to 8, or 0 for floating point")
+        found += self._group_problems()
+        if not self.activation_bits and "matmul" in self.quantize_op_types:
+            found.append("quantize_op_types: matmul quantises activations, and activation_bits is 0; leave it out")
         for op in self.quantize_op_types:
             if op not in OP_TYPES:
                 found.append(f"quantize_op_types: {op!r} is unknown; allowed: {', '.join(OP_TYPES)}")
@@ -51,6 +59,16 @@ class QuantConfig:
         if self.images is not None and self.images < 1:
             found.append(f"images: {self.images}; allowed: 1 or more")
         return found
+
+    def _group_problems(self) -> list[str]:
+        size = self.weight_group_size
+        if size is None:
+            return []
+        if size not in GROUP_SIZES:
+            return [f"weight_group_size: {size}; allowed: {', '.join(map(str, GROUP_SIZES))}, or null"]
+        if self.weight_bits > 4:
+            return [f"weight_group_size: {size} with weight_bits: {self.weight_bits}; allowed: 4 bits or less"]
+        return []
 
 
 def op_type(layer: Any) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from act.models import logits
 from act.quant.folds import apply_fold, find_folds, fold_tensors
-from act.quant.rows import InputRows, collect_rows, output_error
+from act.quant.rows import Grid, InputRows, collect_rows, output_error
 
 _TOLERANCE = 1e-3  # relative change of the logits that float32 rounding may cause
 _FLOOR = 1e-5
@@ -50,9 +50,7 @@ class Equalized:
 
 
 @torch.no_grad()
-def equalize(
-    model: nn.Module, layers: list[str], images: Iterable[Tensor], count: int, bits: tuple[int, int]
-) -> Equalized:
+def equalize(model: nn.Module, layers: list[str], images: Iterable[Tensor], count: int, grid: Grid) -> Equalized:
     """Equalise the inputs of the named linear layers in place. `images`: batches [B, C, H, W], `count` in all.
 
     `Equalized.inserted` maps a layer to the factor [in] that its input has to be multiplied by and its weight's columns
@@ -65,7 +63,7 @@ def equalize(
     result = Equalized([], {}, [], {})
     free = {name for name in layers if name in seen}
     for fold in folds:
-        factor, gain, error = _best_factor([_weight(model, name) for name in fold.readers], seen[fold.readers[0]], bits)
+        factor, gain, error = _best_factor([_weight(model, name) for name in fold.readers], seen[fold.readers[0]], grid)
         if gain <= 1:
             continue
         before = [tensor.clone() for tensor in fold_tensors(model, fold)]
@@ -80,14 +78,14 @@ def equalize(
             tensor.copy_(value)
         result.undone.append((fold.readers[0], f"something besides {', '.join(fold.readers)} reads {fold.producer}"))
     for name in [name for name in layers if name in free]:
-        factor, gain, error = _best_factor([_weight(model, name)], seen[name], bits)
+        factor, gain, error = _best_factor([_weight(model, name)], seen[name], grid)
         result.error[name] = error if gain >= INSERT_GAIN else error * max(gain, 1.0)
         if gain >= INSERT_GAIN:
             result.inserted[name] = 1 / factor
     return result
 
 
-def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) -> tuple[Tensor, float, float]:
+def _best_factor(weights: list[Tensor], seen: InputRows, grid: Grid) -> tuple[Tensor, float, float]:
     """The factor s [K] with the smallest output error, by how much it cuts the error of s = 1, and that error as a
     share of the median token's mean square output (the mean would be that of the few tokens with huge values)."""
     largest = seen.largest.clamp(min=_FLOOR)
@@ -103,7 +101,7 @@ def _best_factor(weights: list[Tensor], seen: InputRows, bits: tuple[int, int]) 
 
     def error(factor: Tensor) -> float:
         top = float((largest / factor).max())
-        return min(output_error(seen, exact, factor, weight, top * clip, bits) for clip in _CLIPS)
+        return min(output_error(seen, exact, factor, weight, top * clip, grid) for clip in _CLIPS)
 
     plain = error(torch.ones_like(largest))
     errors = [error(factor) for factor in candidates]

@@ -52,7 +52,7 @@ class _FakeQuantizeTensor(torch.autograd.Function):
 
 
 class _RoundClamp(torch.autograd.Function):
-    """Per output channel, for weights, whose codes are -qmax..qmax; a learned scale gets LSQ's gradient per channel."""
+    """For weights [..., K] with scales [..., 1] and codes -qmax..qmax; a learned scale gets LSQ's gradient."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -72,8 +72,7 @@ class _RoundClamp(torch.autograd.Function):
             return grad.masked_fill(~inside, 0), None, None, None
         ratio, code = learned
         per_value = torch.where(inside, code - ratio, code) * grad
-        dims = list(range(1, grad.dim()))
-        step = per_value.sum(dim=dims, keepdim=True) / (grad[0].numel() * ctx.qmax) ** 0.5
+        step = per_value.sum(dim=-1, keepdim=True) / (grad.shape[-1] * ctx.qmax) ** 0.5
         return grad * inside, step, None, None
 
 
@@ -81,19 +80,24 @@ class FakeQuantize(nn.Module):
     """Simulates an integer tensor of `bits` bits (2 to 8).
 
     `channels`: None for one scale (activations), else the length of axis 0, one scale each (weights, whose range is
-    -qmax..qmax). `signed=False` promises a non-negative input, so that fewer bits are wasted below 8.
+    -qmax..qmax); `groups` of equal size along the other axes have scales of their own. `signed=False` promises a
+    non-negative input, so that fewer bits are wasted below 8.
     `learn`: fixed (a buffer), pact or lsq (a parameter). What is learned is the `scale` that is exported.
     While `observer` is set the input passes unchanged and is only observed.
     """
 
-    def __init__(self, bits: int, channels: int | None = None, signed: bool = True, learn: str = "fixed") -> None:
+    def __init__(
+        self, bits: int, channels: int | None = None, signed: bool = True, learn: str = "fixed", groups: int = 1
+    ) -> None:
         super().__init__()
         if learn not in LEARN:
             raise ValueError(f"learn={learn!r}; allowed: {', '.join(LEARN)}")
         if not 2 <= bits <= 8:
             raise ValueError(f"bits={bits}; allowed: 2 to 8")
         self.bits, self.channels, self.signed, self.learn = bits, channels, signed, learn
-        start = torch.ones(channels if channels is not None else ())
+        self.groups = groups
+        shape = () if channels is None else (channels,) if groups == 1 else (channels, groups)
+        start = torch.ones(shape)
         if learn == "fixed":
             self.register_buffer("scale", start)
         else:
@@ -120,10 +124,14 @@ class FakeQuantize(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """The int8 codes of `x` (same shape), as they are stored in an exported file."""
-        scale = self.scale.detach()
+        values, scale = x.detach(), self.scale.detach()
         if self.channels is not None:
-            scale = scale.reshape(-1, *[1] * (x.dim() - 1))
-        return (x.detach() / scale).round().clamp(self.qmin, self.qmax).to(torch.int8)
+            values, scale = self.rows(values), scale.unsqueeze(-1)
+        return (values / scale).round().clamp(self.qmin, self.qmax).to(torch.int8).reshape(x.shape)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A weight [channels, ...] as [channels, K] or [channels, groups, K / groups]: one scale per row."""
+        return x.reshape(*self.scale.shape, -1)
 
     def forward(self, x: Tensor, factor: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """`x * factor - shift` (each where given) rounded to the grid, in the shape of x; straight-through gradients.
@@ -140,8 +148,8 @@ class FakeQuantize(nn.Module):
         if not self.enabled:
             return x
         if self.channels is not None:
-            shape = (-1, *[1] * (x.dim() - 1))
-            return _RoundClamp.apply(x, self.scale.reshape(shape), self.qmin, self.qmax)  # type: ignore[no-any-return]
+            rounded: Tensor = _RoundClamp.apply(self.rows(x), self.scale.unsqueeze(-1), self.qmin, self.qmax)
+            return rounded.reshape(x.shape)
         if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
             return _FakeQuantizeTensor.apply(  # type: ignore[no-any-return]
                 x, self.scale, self.qmin, self.qmax, self.learn
@@ -149,4 +157,5 @@ class FakeQuantize(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, float(self.scale), 0, self.qmin, self.qmax)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, channels={self.channels}, signed={self.signed}, learn={self.learn}"
+        shown = f"bits={self.bits}, channels={self.channels}, signed={self.signed}, learn={self.learn}"
+        return shown if self.groups == 1 else f"{shown}, groups={self.groups}"

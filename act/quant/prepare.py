@@ -13,6 +13,7 @@ from act.quant.calibrate import calibrate, quantized_layers
 from act.quant.config import QuantConfig, op_type
 from act.quant.equalize import equalize
 from act.quant.matmul import attention_modules
+from act.quant.rows import Grid
 from act.selection import select_layers
 from act.strategies.base import Invariant, LayerLeft, LayerPlan
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 OUTLIER = "input left in floating point, weight quantised: a few of its values are so large that integers lose the rest"
+WEIGHT_ONLY = "input left in floating point, weight quantised: activation_bits is 0"
 EDGE = "input left in floating point, weight quantised: patch embedding or head, unless first_and_last is true"
 
 
@@ -63,6 +65,7 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
     if layers:
         weight_only = {*outliers} if config.first_and_last else {*outliers, *plan.edge}
         specs = {name: bits | ({"activation_bits": 0} if name in weight_only else {}) for name in layers}
+        _group(model, specs, config.weight_group_size, ctx)
         ctx.edit(model, {"op": "quantize", "layers": specs})
     if len(layers) < len(names):
         products = [name for name in names if name in attentions]
@@ -78,6 +81,16 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
         shifts=found.shifts,
     )
     model.train(was_training)
+
+
+def _group(model: nn.Module, specs: dict[str, dict[str, Any]], size: int | None, ctx: Context) -> None:
+    """Give the linear layers whose K allows it groups of `size`; the others are logged."""
+    for name, spec in specs.items() if size is not None else ():
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear) and layer.in_features % (size or 1) == 0:
+            spec["weight_group_size"] = size
+        else:
+            ctx.log("ungrouped", f"{name}: one scale per channel: no linear layer whose K is a multiple of {size}")
 
 
 def _shift(model: nn.Module, shifts: dict[str, float], ctx: Context) -> None:
@@ -96,7 +109,8 @@ def _images(config: QuantConfig, ctx: Context) -> CalibrationImages:
 def _equalize(model: nn.Module, layers: list[str], config: QuantConfig, ctx: Context) -> list[str]:
     """Equalise; returns the layers whose input no factor makes fit for integers."""
     images = _images(config, ctx)
-    found = equalize(model, layers, images, images.count, (config.weight_bits, config.activation_bits))
+    grid = Grid(config.weight_bits, config.activation_bits, config.weight_group_size or 0)
+    found = equalize(model, layers, images, images.count, grid)
     outliers = found.outliers(config.outlier_ratio)
     inserted = {name: factor for name, factor in found.inserted.items() if name not in outliers}
     if inserted:
@@ -123,7 +137,8 @@ def partly_quantized(model: nn.Module, config: QuantConfig, ctx: Context) -> lis
     """Layers with an integer weight whose input stays in floating point."""
     edge = quant_plan(model, config, ctx).edge
     names = [name for name, layer in quantized_layers(model) if layer.input_quantizer is None]
-    return [LayerLeft(name, EDGE if name in edge else OUTLIER) for name in names]
+    rest = OUTLIER if config.activation_bits else WEIGHT_ONLY
+    return [LayerLeft(name, EDGE if name in edge else rest) for name in names]
 
 
 def quant_invariants(model: nn.Module, layers: list[str] | None = None) -> list[Invariant]:

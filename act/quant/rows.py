@@ -21,6 +21,15 @@ _IMAGES = 64  # images whose rows are sampled; the others only count for the ext
 _MICRO = 8  # images at a time while gradients are kept
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Bits of weights and activations (0: floating point), and values along K that share a weight scale (0: all)."""
+
+    weight_bits: int
+    activation_bits: int
+    group_size: int = 0
+
+
 @dataclass
 class InputRows:
     """`largest` [K]: largest absolute value per input channel over all images; `rows` [<= ROWS, K]: a random sample;
@@ -114,20 +123,24 @@ def _weights(grad: Tensor, batch: int) -> Tensor:
     return (squared / squared.mean(1, keepdim=True).clamp(min=1e-30)).reshape(-1)
 
 
-def output_error(
-    seen: InputRows, exact: Tensor, factor: Tensor, weight: Tensor, clip: float, bits: tuple[int, int]
-) -> float:
+def output_error(seen: InputRows, exact: Tensor, factor: Tensor, weight: Tensor, clip: float, grid: Grid) -> float:
     """Weighted mean squared error of `exact` = rows @ weight.T when the rows, divided by `factor` [K], and the weight
     [out, K], multiplied by it, are quantised.
 
-    `clip`: largest activation; `bits`: of weight and activation. Weights have one scale per row.
+    `clip`: largest activation. Where no activation is quantised, this is what AWQ (arXiv 2306.00978) minimises.
     """
-    qw, qa = (2 ** (b - 1) - 1 for b in bits)
-    scaled = weight * factor
-    scale_w = scaled.abs().amax(1, keepdim=True).clamp(min=1e-8) / qw
-    scale_a = max(clip, 1e-8) / qa
-    codes = (seen.rows / (factor * scale_a)).round_().clamp_(-qa - 1, qa).mul_(scale_a)
-    error = codes @ (scaled / scale_w).round_().mul_(scale_w).t() - exact
+    qw = 2 ** (grid.weight_bits - 1) - 1
+    fits = grid.group_size and weight.shape[1] % grid.group_size == 0
+    scaled = (weight * factor).reshape(len(weight), -1, grid.group_size if fits else weight.shape[1])
+    scale_w = scaled.abs().amax(-1, keepdim=True).clamp(min=1e-8) / qw
+    rounded = (scaled / scale_w).round_().mul_(scale_w).flatten(1)
+    if grid.activation_bits:
+        qa = 2 ** (grid.activation_bits - 1) - 1
+        scale_a = max(clip, 1e-8) / qa
+        codes = (seen.rows / (factor * scale_a)).round_().clamp_(-qa - 1, qa).mul_(scale_a)
+    else:
+        codes = seen.rows / factor
+    error = codes @ rounded.t() - exact
     return weighted_mean(error.square().mean(1), seen.weights)
 
 

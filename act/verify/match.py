@@ -23,10 +23,15 @@ _ACTIVATION_SCALE = re.compile(r"(input_quantizer|matmul_quantizers\.\d+)\.scale
 
 @dataclass
 class Expected:
-    """What `arch.json` says was done: N:M patterns and weight bits by layer."""
+    """What `arch.json` says was done: N:M patterns, weight bits and sizes of weight groups (0: none) by layer."""
 
     masks: dict[str, str] = field(default_factory=dict)
     weight_bits: dict[str, int] = field(default_factory=dict)
+    group_sizes: dict[str, int] = field(default_factory=dict)
+
+    def codes(self, layer: str) -> str:
+        """The name of a quantised layer's codes in the file."""
+        return f"{layer}.weight_int4" if self.group_sizes.get(layer) else f"{layer}.weight_int8"
 
     @classmethod
     def from_edits(cls, edits: list[dict[str, Any]]) -> Expected:
@@ -37,6 +42,8 @@ class Expected:
                 found.masks |= dict.fromkeys(edit["layers"], edit["pattern"])
             elif edit.get("op") == "quantize":
                 found.weight_bits |= {name: int(spec["weight_bits"]) for name, spec in edit["layers"].items()}
+                sizes = {name: int(spec.get("weight_group_size") or 0) for name, spec in edit["layers"].items()}
+                found.group_sizes |= sizes
         return found
 
 
@@ -46,6 +53,8 @@ def constants_match(file: OnnxFile, tensors: Mapping[str, Tensor]) -> str:
     names = [name for name in file.constants if name in tensors and name not in shifted]
     scales = [name for name in tensors if _ACTIVATION_SCALE.search(name)]
     for name in dict.fromkeys([*names, *scales]):
+        if name.endswith("weight_quantizer.scale"):
+            continue  # compared with their weights
         if not same_values(file.constant(name), tensors[name].numpy()):
             raise Broken(f"{name}: the ONNX file and model.safetensors differ")
     return f"{len(names)} tensors, {len(scales)} activation scales"
@@ -60,13 +69,16 @@ def weights_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expec
         weight = weight if mask is None else weight * mask
         if name in expected.weight_bits:
             scale = _tensor(tensors, f"{name}.weight_quantizer.scale")
-            if not same_values(file.constant(f"{name}.weight_quantizer.scale"), scale.numpy()):
+            stored = file.constant(f"{name}.weight_quantizer.scale")
+            if not same_values(stored.T if scale.dim() == 2 else stored, scale.numpy()):
                 raise Broken(f"{name}: its weight scales in the ONNX file and in model.safetensors differ")
-            quantizer = FakeQuantize(expected.weight_bits[name], channels=len(scale))
+            groups = scale.shape[1] if scale.dim() == 2 else 1
+            quantizer = FakeQuantize(expected.weight_bits[name], channels=len(scale), groups=groups)
             quantizer.load_state_dict({"scale": scale})
             codes = quantizer.codes(weight)
-            _compare(name, file.constant(f"{name}.weight_int8"), codes)
-            _compare_shifted_bias(file, tensors, name, codes * scale.reshape(-1, *[1] * (codes.dim() - 1)))
+            _compare(name, file.constant(expected.codes(name)), codes)
+            rounded = (quantizer.rows(codes) * scale.unsqueeze(-1)).reshape(codes.shape)
+            _compare_shifted_bias(file, tensors, name, rounded)
             integer += 1
         elif mask is not None or file.stored_name(f"{name}.weight_float") is not None:
             _compare(name, file.constant(f"{name}.weight_float"), weight)
@@ -79,7 +91,7 @@ def inputs_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expect
     """Each product with a quantised weight really reads its input through Q/DQ with that layer's own scale."""
     layers: dict[str, list[str]] = {}
     for name in expected.weight_bits:
-        stored = file.stored_name(f"{name}.weight_int8")
+        stored = file.stored_name(expected.codes(name))
         if stored is None:
             raise Broken(f"{name}: its integer weight is not in the ONNX file")
         layers.setdefault(stored, []).append(name)
@@ -99,7 +111,7 @@ def sparse_weights(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expe
     for name, pattern in expected.masks.items():
         n, m = parse_pattern(pattern)
         mask = _tensor(tensors, f"{name}.weight_mask")
-        key = f"{name}.weight_int8" if name in expected.weight_bits else f"{name}.weight_float"
+        key = expected.codes(name) if name in expected.weight_bits else f"{name}.weight_float"
         stored = torch.from_numpy(np.array(file.constant(key)))
         stored = stored.t() if stored.dim() == 2 else stored
         in_file = f"{str(stored.dtype).removeprefix('torch.')} weight in the ONNX file"

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from act.errors import InputError
 from act.export.graph import ALIASES
-from act.export.onnx_graph import Array
+from act.export.onnx_graph import Array, to_array
 
 _LARGEST_SIDE = 4096  # pixels; a damaged shape must not make the checks allocate without bound
 
@@ -35,8 +34,8 @@ class OnnxFile:
 
     @cached_property
     def constants(self) -> dict[str, Array]:
-        """Initialisers by name."""
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
+        """Initialisers by name; INT4 as int8."""
+        return {tensor.name: to_array(tensor) for tensor in self.graph.initializer}
 
     @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:

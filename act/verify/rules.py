@@ -56,6 +56,9 @@ def symmetric(file: OnnxFile) -> str:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         count += 1
+        if attribute(node, "block_size", 0):
+            _check_groups(file, node)
+            continue
         if len(node.input) < 3:
             raise Broken(f"{node.name}: has no zero point, so its type is not said to be int8")
         scale, zero = file.constant(node.input[1]), file.constant(node.input[2])
@@ -70,6 +73,18 @@ def symmetric(file: OnnxFile) -> str:
         elif node.op_type == "DequantizeLinear":
             _check_pair(file, node)
     return f"{count} Q/DQ nodes"
+
+
+def _check_groups(file: OnnxFile, node: onnx.NodeProto) -> None:
+    """An INT4 weight [K, N] without zero point, with positive scales [K / block_size, N]."""
+    tensor = next((item for item in file.graph.initializer if item.name == node.input[0]), None)
+    if tensor is None or tensor.data_type != onnx.TensorProto.INT4 or len(node.input) > 2:
+        raise Broken(f"{node.name}: scales in blocks belong to an INT4 weight without zero point")
+    scale, (rows, columns) = file.constant(node.input[1]), tensor.dims
+    if scale.shape != (rows // attribute(node, "block_size", 0), columns) or attribute(node, "axis", 1) != 0:
+        raise Broken(f"{node.name}: INT4 weight {[rows, columns]} with {scale.shape} scales")
+    if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
+        raise Broken(f"{node.name}: its scale must be float32, finite and > 0")
 
 
 def _check_channels(file: OnnxFile, node: onnx.NodeProto) -> None:
