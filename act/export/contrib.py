@@ -35,7 +35,7 @@ from act.run.atomic import replacing
 
 DOMAIN = "com.microsoft"
 FORM = "vitcompress.attention"  # metadata key: how attention products run in the file
-_ZERO = "zero_point_uint8"
+_MIDDLE = "zero_point.middle"
 Nodes = dict[int, list[onnx.NodeProto]]
 
 
@@ -89,23 +89,23 @@ def _integer_products(model: onnx.ModelProto) -> int:
     for node in graph.nodes:
         product = integer_product(graph, node)
         last = node if product is None else product.last
-        steps = _scores(graph, node) if product is None else _layer(product)
+        steps = _scores(graph, node) if product is None else _layer(graph, product)
         if steps:
             gone += [node, last]
             new[id(last)] = [step for step in steps if step.output[0] not in made]
             made |= {step.output[0] for step in steps}
     if new:
-        model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), _ZERO))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), _MIDDLE))
         replace(model.graph, gone, new)
     return len(new)
 
 
-def _layer(product: IntegerProduct) -> list[onnx.NodeProto]:
+def _layer(graph: Graph, product: IntegerProduct) -> list[onnx.NodeProto]:
     weight = product.weight
-    codes, steps = _unsigned(product.codes)
+    codes, middle, steps = _unsigned(graph, product.codes)
     zero = weight.input[2] if len(weight.input) > 2 else ""
     bias = [product.bias] if product.bias else []
-    inputs = [codes, weight.input[0], product.codes.quantize.input[1], weight.input[1], _ZERO, zero, *bias]
+    inputs = [codes, weight.input[0], product.codes.quantize.input[1], weight.input[1], middle, zero, *bias]
     return [*steps, _node("MatMulIntegerToFloat", inputs, product.last.output[0], product.product.name)]
 
 
@@ -116,22 +116,25 @@ def _scores(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     left, right = (activation_codes(graph, value) for value in node.input)
     if left is None or right is None or reader(graph, node.output[0], "QuantizeLinear") is not None:
         return []
-    codes, steps = _unsigned(left)
-    inputs = [codes, right.value, left.quantize.input[1], right.quantize.input[1], _ZERO, *right.quantize.input[2:3]]
+    codes, middle, steps = _unsigned(graph, left)
+    inputs = [codes, right.value, left.quantize.input[1], right.quantize.input[1], middle, *right.quantize.input[2:3]]
     return [*steps, _node("MatMulIntegerToFloat", inputs, node.output[0], node.name)]
 
 
-def _unsigned(codes: Codes) -> tuple[str, list[onnx.NodeProto]]:
-    """The codes plus 128, as uint8: in this form x86 multiplies them fastest."""
+def _unsigned(graph: Graph, codes: Codes) -> tuple[str, str, list[onnx.NodeProto]]:
+    """(codes, zero point, the nodes that make them): signed codes plus 128, as uint8, which x86 multiplies fastest."""
     quantize = codes.quantize
+    zero = graph.constant(quantize.input[2]) if len(quantize.input) > 2 else None
+    if zero is not None and zero.dtype == np.uint8:
+        return codes.value, quantize.input[2], []
     value = f"{quantize.output[0]}_uint8"
-    steps = [helper.make_node("QuantizeLinear", [*quantize.input[:2], _ZERO], [value], name=quantize.name)]
+    steps = [helper.make_node("QuantizeLinear", [*quantize.input[:2], _MIDDLE], [value], name=quantize.name)]
     for move in codes.moves:
         copied = onnx.NodeProto.FromString(move.SerializeToString())
         copied.input[0] = value
         value = copied.output[0] = f"{move.output[0]}_uint8"
         steps.append(copied)
-    return value, steps
+    return value, _MIDDLE, steps
 
 
 def _attention(model: onnx.ModelProto) -> int:

@@ -21,7 +21,7 @@ from act.quant.fake_quant import FakeQuantize
 
 def _quantize(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
     return torch.onnx.ops.symbolic(
-        "QuantizeLinear", (x, scale, zero), attrs={"axis": axis}, dtype=torch.int8, shape=x.shape
+        "QuantizeLinear", (x, scale, zero), attrs={"axis": axis}, dtype=zero.dtype, shape=x.shape
     )
 
 
@@ -58,22 +58,22 @@ class _Grid(nn.Module):
             raise ExportError(f"{name}: its scale must be finite and > 0, found {scale.min():g} to {scale.max():g}")
         # Groups run along K, which is the first axis of a stored linear weight.
         self.register_buffer("scale", scale if self.groups == 1 else scale.t().contiguous())
-        self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
+        self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=quantizer.code_type))
 
 
 class QuantizeDequantize(_Grid):
     """A fake quantiser of an activation as QuantizeLinear and DequantizeLinear; same shape and dtype.
 
-    QuantizeLinear saturates at -128 and 127. A narrower range (fewer bits, or a non-negative input) needs a Clip
-    before it, left out where the range is int8's own.
+    QuantizeLinear saturates at the limits of int8 or uint8. A narrower range (fewer bits) needs a Clip before it.
     """
 
     def __init__(self, quantizer: FakeQuantize, name: str) -> None:
         super().__init__(quantizer, name)
         if quantizer.channels is not None:
             raise ExportError(f"{name}: a per-channel quantiser outside a layer's weight cannot be exported")
-        self.low = None if quantizer.qmin == -128 else quantizer.qmin * float(self.scale)
-        self.high = None if quantizer.qmax == 127 else quantizer.qmax * float(self.scale)
+        limits = torch.iinfo(quantizer.code_type)
+        self.low = None if quantizer.qmin == limits.min else quantizer.qmin * float(self.scale)
+        self.high = None if quantizer.qmax == limits.max else quantizer.qmax * float(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.low is not None or self.high is not None:

@@ -105,16 +105,18 @@ def _drop_needless_clips(graph: onnx.GraphProto) -> None:
 
 
 def _share_zero_points(graph: onnx.GraphProto) -> None:
-    """Use one zero-point initialiser per shape, under a name that belongs to no layer."""
+    """Use one zero-point initialiser per type and shape, under a name that belongs to no layer."""
     values = {tensor.name: tensor for tensor in graph.initializer}
     renames, shared = {}, {}
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
             continue
         tensor = values[node.input[2]]
-        name = "_".join(["zero_point", *map(str, tensor.dims)])
+        zeros = numpy_helper.to_array(tensor)
+        kind = "zero_point" if zeros.dtype == np.int8 else f"zero_point_{zeros.dtype}"
+        name = "_".join([kind, *map(str, tensor.dims)])
         if name not in shared:
-            shared[name] = numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.int8), name)
+            shared[name] = numpy_helper.from_array(np.zeros_like(zeros), name)
         renames[tensor.name] = name
     _rename_inputs_of_pairs(graph, renames)
     graph.initializer.extend(shared.values())

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from act.export.onnx_graph import LAYOUT, PRODUCTS, Array, Attention, Graph, attribute
+from act.export.onnx_graph import LAYOUT, PRODUCTS, QDQ, Array, Attention, Graph, attribute
 from act.export.patterns import drop_dead
 from act.verify.tensorrt_products import HEAD_SIZES, LONGEST, scale_after
 from act.verify.tensorrt_rules import label
@@ -25,11 +25,31 @@ def place(model: onnx.ModelProto) -> list[str]:
     """Every pass in order."""
     remarks: list[str] = []
     passes: tuple[Callable[[onnx.ModelProto], list[str]], ...] = (
-        merge_pairs, float_edges, float_attentions, scale_queries, fold_float_weights,
+        signed_codes, merge_pairs, float_edges, float_attentions, scale_queries, fold_float_weights,
     )  # fmt: skip
     for step in passes:
         remarks += step(model)
     drop_dead(model.graph)
+    return remarks
+
+
+def signed_codes(model: onnx.ModelProto) -> list[str]:
+    """Quantise to int8 what the main file quantises to uint8, over the same range; TensorRT has no unsigned codes."""
+    graph = Graph(model)
+    remarks = []
+    for node in graph.nodes:
+        zero = graph.constant(node.input[2]) if node.op_type in QDQ and len(node.input) > 2 else None
+        scale = graph.constant(node.input[1]) if zero is not None else None
+        if zero is None or scale is None or zero.dtype != np.uint8:
+            continue
+        names = [f"{node.input[1]}_int8", "zero_point_int8"]
+        values = [(scale * np.float32(255 / 127)).astype(scale.dtype), np.zeros((), np.int8)]
+        present = {tensor.name for tensor in model.graph.initializer}
+        missing = [(name, value) for name, value in zip(names, values, strict=True) if name not in present]
+        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in missing)
+        node.input[1], node.input[2] = names
+        if node.op_type == "QuantizeLinear":
+            remarks.append(f"{label(node)}: in 127 steps instead of 255, since TensorRT has no unsigned codes")
     return remarks
 
 

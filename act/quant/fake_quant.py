@@ -1,7 +1,7 @@
 """Fake quantisation: round to the integer grid and back, with learned ranges.
 
-One grid everywhere: symmetric, zero point 0, one scale per tensor for activations and one per output channel
-for weights; the form that ONNX Runtime, OpenVINO and TensorRT all execute on integers.
+One grid everywhere: zero point 0, one scale per tensor for activations and one per output channel for weights; the
+form that ONNX Runtime, OpenVINO and TensorRT all execute on integers.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class FakeQuantize(nn.Module):
 
     `channels`: None for one scale (activations), else the length of axis 0, one scale each (weights, whose range is
     -qmax..qmax); `groups` of equal size along the other axes have scales of their own. `signed=False` promises a
-    non-negative input, so that fewer bits are wasted below 8.
+    non-negative input (attention's probabilities), for which the whole range of codes is used.
     `learn`: fixed (a buffer), pact or lsq (a parameter). What is learned is the `scale` that is exported.
     While `observer` is set the input passes unchanged and is only observed.
     """
@@ -108,7 +108,7 @@ class FakeQuantize(nn.Module):
     @property
     def qmax(self) -> int:
         """Largest integer code."""
-        return (1 << (self.bits - 1)) - 1 if self.signed else min((1 << self.bits) - 1, 127)
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
     def qmin(self) -> int:
@@ -123,11 +123,17 @@ class FakeQuantize(nn.Module):
             self.scale.copy_((largest / self.qmax).clamp(min=_SMALLEST_SCALE))
 
     def codes(self, x: Tensor) -> Tensor:
-        """The int8 codes of `x` (same shape), as they are stored in an exported file."""
+        """The codes of `x` (same shape), int8 or for 8 unsigned bits uint8, as an exported file has them."""
         values, scale = x.detach(), self.scale.detach()
         if self.channels is not None:
             values, scale = self.rows(values), scale.unsqueeze(-1)
-        return (values / scale).round().clamp(self.qmin, self.qmax).to(torch.int8).reshape(x.shape)
+        codes = (values / scale).round().clamp(self.qmin, self.qmax)
+        return codes.to(self.code_type).reshape(x.shape)
+
+    @property
+    def code_type(self) -> torch.dtype:
+        """The integers that hold the codes."""
+        return torch.int8 if self.qmax <= 127 else torch.uint8
 
     def rows(self, x: Tensor) -> Tensor:
         """A weight [channels, ...] as [channels, K] or [channels, groups, K / groups]: one scale per row."""

@@ -50,7 +50,8 @@ def standard_onnx(file: OnnxFile) -> str:
 
 
 def symmetric(file: OnnxFile) -> str:
-    """Zero points are int8 zeros; scales finite and > 0, one per output channel for weights, else one per tensor."""
+    """Zero points are zeros (int8; uint8 for activations that are never negative); scales finite and > 0, one per
+    output channel for weights, else one per tensor."""
     count = 0
     for node in file.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -62,8 +63,8 @@ def symmetric(file: OnnxFile) -> str:
         if len(node.input) < 3:
             raise Broken(f"{node.name}: has no zero point, so its type is not said to be int8")
         scale, zero = file.constant(node.input[1]), file.constant(node.input[2])
-        if zero.dtype != np.int8 or zero.any():
-            raise Broken(f"{node.name}: its zero point must be int8 zeros, found {zero.dtype} up to {zero.max()}")
+        if zero.dtype not in (np.int8, np.uint8) or zero.any():
+            raise Broken(f"{node.name}: its zero point must be int8 or uint8 zeros, found {zero.dtype}, {zero.max()}")
         if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
             raise Broken(f"{node.name}: its scale must be float32, finite and > 0")
         if node.input[0] in file.constants:
