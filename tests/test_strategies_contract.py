@@ -84,14 +84,15 @@ def test_contract(name: str, family: str, tmp_path: Path) -> None:
     dense, model, strategy, ctx = prepared(name, family)
     plan = cls(cls.Config()).select(deepcopy(dense), context())
 
-    # Nothing is silent: every linear and convolution layer is either done or left with a reason.
+    # Nothing is silent: every layer of the kinds it touches is either done or left with a reason.
     listed = set(plan.done) | {left.name for left in plan.left}
-    layers = {n for n, m in dense.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    layers = {n for n, m in dense.named_modules() if isinstance(m, cls.touches)}
     assert plan.done and layers <= listed
     assert not set(plan.done) & {left.name for left in plan.left}
     assert all(left.reason for left in plan.left)
     touched = {n for n, _ in compressed_layers(model)}
-    assert touched == set(plan.done) & layers
+    compressible = {n for n, m in dense.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert touched == set(plan.done) & compressible
 
     # The compressed model still computes something close to nothing else than the dense one's outputs.
     with torch.no_grad():

@@ -69,6 +69,7 @@ class Strategy(ABC):
     Config: ClassVar[type]
     aliases: ClassVar[tuple[str, ...]] = ()  # other spellings of the section (ACT's)
     excludes: ClassVar[tuple[str, ...]] = ()  # strategies that contradict this one
+    touches: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)  # every one is done or left, and listed
     trains: ClassVar[bool] = True  # whether recovery training follows `prepare`
 
     _registry: ClassVar[dict[str, type[Strategy]]] = {}
