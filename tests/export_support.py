@@ -22,6 +22,18 @@ from act.verify.manifest import write_manifest
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 SIZE = (3, 32, 32)
 
+DIGITS = """
+name: digits
+model:
+  name: vit_tiny_patch16_224
+  checkpoint: model.safetensors
+  num_classes: 10
+  kwargs: {img_size: 16, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
+data: {train: 'builtin:digits.tar/train', val: 'builtin:digits.tar/val', limit_val: 48, workers: 0}
+QuantPost: {images: 16}
+export: {benchmark: false}
+"""
+
 
 class MinMax:
     """The largest magnitude seen."""

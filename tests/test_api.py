@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from export_support import DIGITS
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,19 +24,7 @@ from act.recipe.load import load_recipe
 from act.run.folder import RunFolder
 from act.run.report import read_report
 
-DIGITS = """
-name: digits
-model:
-  name: vit_tiny_patch16_224
-  checkpoint: model.safetensors
-  num_classes: 10
-  kwargs: {img_size: 16, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
-data:
-  {train: 'builtin:digits.tar/train', val: 'builtin:digits.tar/val', limit_val: 48, workers: 0}
-QuantPost: {images: 16}
-target: {max_drop: 0.0, bytes: 1}
-export: {benchmark: false}
-"""
+GOAL = DIGITS + "target: {max_drop: 0.0, bytes: 1}\n"
 PTQ: dict[str, Any] = {"name": "ptq", "QuantPost": {"images": 16}, "export": {"benchmark": False}}
 
 
@@ -72,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_command_and_the_class_give_the_same_result(tmp_path: Path) -> None:
     recipe = tmp_path / "digits.yaml"
-    recipe.write_text(DIGITS)
+    recipe.write_text(GOAL)
     kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
     save_file(timm.create_model("vit_tiny_patch16_224", **kwargs).state_dict(), tmp_path / "model.safetensors")
     code = main(["run", str(recipe), "--dir", str(tmp_path / "command")])
@@ -164,7 +153,7 @@ def test_loaders_and_files_of_the_recipe_do_not_mix() -> None:
 
 def test_a_name_a_checkpoint_or_a_module_is_a_model(tmp_path: Path) -> None:
     recipe = tmp_path / "digits.yaml"
-    recipe.write_text(DIGITS.replace("model.safetensors", "builtin:digits_vit.safetensors"))
+    recipe.write_text(GOAL.replace("model.safetensors", "builtin:digits_vit.safetensors"))
     assert AutoCompression("deit_tiny_patch16_224", recipe).recipe.model.checkpoint is None
     assert AutoCompression("deit_tiny_patch16_224", recipe).recipe.model.name == "deit_tiny_patch16_224"
     other = AutoCompression(tmp_path / "mine.safetensors", recipe).recipe.model

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import timm
-from export_support import images, standard_artifact
+from export_support import DIGITS, images, standard_artifact
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 from tensorrt_support import Block, bypass, clean, constant, node, value_of
@@ -30,18 +30,6 @@ from act.verify.parity import relative_difference
 from act.verify.rules import Broken
 from act.verify.tensorrt import SPARSE, lint_file
 from act.verify.tensorrt_file import tensorrt_file
-
-DIGITS = """
-name: digits
-model:
-  name: vit_tiny_patch16_224
-  checkpoint: model.safetensors
-  num_classes: 10
-  kwargs: {img_size: 16, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
-data: {train: 'builtin:digits.tar/train', val: 'builtin:digits.tar/val', limit_val: 48, workers: 0}
-QuantPost: {images: 16}
-export: {benchmark: false}
-"""
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ class Bench:
         }
 
 
-def run_bench(options: Options) -> Bench:
-    """Open, score, time and profile.
+def run_bench(options: Options, say: Callable[[str], None] = lambda text: None) -> Bench:
+    """Open, score, time and profile; `say` is told what takes long.
 
     Raises:
         InputError: files, backends or the recipe cannot be used, or a picture is asked for and no accuracy is known.
@@ -108,7 +109,7 @@ def run_bench(options: Options) -> Bench:
     data = None if recipe is None else BenchData(recipe, options.overrides, size, calibration=bool(options.peers))
     skipped = list(missing)
     if options.peers and data is not None:
-        sources = sources + make_peers(options.peers, sources, data.calibration(), options.folder, skipped)
+        sources = sources + make_peers(options.peers, sources, data.calibration(), options.folder, skipped, say)
     opened = open_variants(sources, names, options.threads, options.half)
     opened.skipped[:0] = skipped
     if data is not None:

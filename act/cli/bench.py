@@ -88,7 +88,7 @@ def command(args: argparse.Namespace) -> int:
             choose_peers(args.peers) if args.peers is not None else [],
             folder,
         )
-        _output(run_bench(options), args)
+        _output(run_bench(options, note), args)
     return 0
 
 

@@ -238,6 +238,13 @@ def axes(product: onnx.NodeProto, operand: int, rank: int) -> tuple[int, int]:
     return (rank - 2, rank - 1) if operand else (rank - 1, rank - 2)
 
 
+def dequantized(codes: Array, scale: Array, axis: int) -> Array:
+    """codes * scale in float32; `axis` is the one that a vector of scales runs along."""
+    shape = [-1 if index == axis else 1 for index in range(codes.ndim)]
+    wide: Array = codes.astype(np.float32) * (scale.reshape(shape) if scale.size > 1 else scale)
+    return wide
+
+
 def quantized(array: Array, scale: Array, axis: int | None) -> Array:
     """round(array / scale) in -128..127, as int8; `axis` is the one that a vector of scales runs along."""
     shape = [-1 if index == axis else 1 for index in range(array.ndim)]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from act.export.onnx_graph import LAYOUT, PRODUCTS, QDQ, Array, Attention, Graph, attribute
+from act.export.onnx_graph import LAYOUT, PRODUCTS, QDQ, Attention, Graph, attribute, dequantized
 from act.export.patterns import drop_dead
 from act.verify.tensorrt_products import HEAD_SIZES, LONGEST, scale_after
 from act.verify.tensorrt_rules import label
@@ -139,7 +139,8 @@ def fold_float_weights(model: onnx.ModelProto) -> list[str]:
         if not alone and any(map(graph.integer, _readers(graph, dequantize.output[0]))):
             continue
         name = f"{weight.name.removesuffix('.weight_int8')}.weight_float"
-        model.graph.initializer.append(numpy_helper.from_array(_dequantized(codes, scale, dequantize), name))
+        floats = dequantized(codes, scale, attribute(dequantize, "axis", 1) % codes.ndim)
+        model.graph.initializer.append(numpy_helper.from_array(floats.astype(scale.dtype), name))
         _rename(model.graph, dequantize.output[0], name)
     return []
 
@@ -236,13 +237,6 @@ def _readers(graph: Graph, name: str) -> list[onnx.NodeProto]:
         elif node.op_type in LAYOUT:
             found += _readers(graph, node.output[0])
     return found
-
-
-def _dequantized(codes: Array, scale: Array, node: onnx.NodeProto) -> Array:
-    axis = attribute(node, "axis", 1) % codes.ndim
-    shape = [-1 if index == axis else 1 for index in range(codes.ndim)]
-    wide: Array = codes.astype(np.float32) * (scale.reshape(shape) if scale.size > 1 else scale)
-    return wide.astype(scale.dtype)
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from act.backends.onnxruntime import OnnxRuntime
 from act.export.half import NORMAL, half, half_scale
-from act.export.onnx_graph import Array
+from act.export.onnx_graph import Array, dequantized
 from act.verify.onnx_file import OnnxFile
 from act.verify.parity import IMAGES, ROUNDED_LIMIT, relative_difference
 from act.verify.rules import Broken
@@ -71,6 +71,4 @@ def _axis(array: Array) -> int:
 
 def _dequantized(main: OnnxFile, layer: str) -> Array:
     codes, scale = main.constant(f"{layer}.weight_int8"), main.constant(f"{layer}.weight_quantizer.scale")
-    shape = [-1 if axis == _axis(codes) else 1 for axis in range(codes.ndim)]
-    wide: Array = codes.astype(np.float32) * scale.reshape(shape)
-    return wide
+    return dequantized(codes, scale, _axis(codes))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from act.backends.base import Images
 from act.bench.peers import modelopt, nncf, onnxruntime
 from act.bench.peers.base import Peer
 from act.bench.sources import BASELINE, PEER, Source
-from act.cli.output import note
 from act.errors import InputError
 
 __all__ = ["PEERS", "Peer", "choose_peers", "make_peers", "peer_name"]
@@ -37,8 +36,11 @@ def make_peers(
     images: Sequence[Images],
     folder: Path,
     skipped: list[tuple[str, str]],
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Source]:
     """Quantise the original among `sources` with each peer; those that cannot are added to `skipped` with the reason.
+
+    `say` is told of each before it begins.
 
     Raises:
         InputError: there is no original in ONNX.
@@ -51,7 +53,7 @@ def make_peers(
         peer = PEERS[name]
         reason = peer.missing()
         if reason is None:
-            note(f"{peer_name(name)}: {peer.settings}, {len(images)} images")
+            say(f"{peer_name(name)}: {peer.settings}, {len(images)} images")
             try:
                 made.append(Source(peer_name(name), peer.quantize(originals[0], images, folder), PEER))
             except Exception as error:  # another tool can fail in any way; the rest of the table is still worth having
