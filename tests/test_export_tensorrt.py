@@ -11,7 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import timm
-from export_support import DIGITS, images, standard_artifact
+from export_support import (
+    DIGITS,
+    SIZE,
+    VIT,
+    base_model,
+    calibrate,
+    images,
+    linear_names,
+    quantize_edit,
+    standard_artifact,
+)
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 from tensorrt_support import Block, bypass, clean, constant, node, value_of
@@ -19,7 +29,9 @@ from test_verify_tensorrt import late_scale, second_pair
 
 from act.backends.onnxruntime import OnnxRuntime, OnnxSession, open_session
 from act.cli.main import main
+from act.edits import apply_edits
 from act.errors import ExportError
+from act.export import export_onnx
 from act.export.half import half_scale, to_half
 from act.export.patterns import drop_dead
 from act.export.placement import float_attentions, merge_pairs, scale_queries
@@ -256,3 +268,25 @@ def test_run_and_export_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "trtexec --onnx=model.tensorrt.onnx" in page and "not run on TensorRT" in page
     assert main(["verify", str(folder)]) == 0
     assert main(["verify", str(folder), "--target", "tensorrt"]) == 0
+
+
+def test_unsigned_probabilities_become_signed_over_the_same_range(tmp_path: Path) -> None:
+    model = base_model("vit_tiny_patch16_224", **(VIT | {"embed_dim": 64, "num_heads": 2}))
+    names = [name for name in linear_names(model, convolutions=False) if name.startswith("blocks")]
+    attentions = [f"blocks.{index}.attn" for index in range(2)]
+    apply_edits(model, [quantize_edit(names), {"op": "quantize_matmul", "layers": attentions, "activation_bits": 8}])
+    calibrate(model, images())
+    export_onnx(model, tmp_path / "a.onnx", SIZE)
+    file = onnx.load(tmp_path / "a.onnx")
+    zeros = [tensor for tensor in file.graph.initializer if tensor.name == "zero_point_uint8"]
+    assert len(zeros) == 1
+    scale = numpy_helper.to_array(
+        next(t for t in file.graph.initializer if t.name == "blocks.0.attn.matmul_quantizers.2.scale")
+    )
+    done = export_tensorrt(tmp_path / "a.onnx", tmp_path / "b.onnx", {})
+    written = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "b.onnx").graph.initializer}
+    assert not any(array.dtype == np.uint8 for array in written.values())
+    found = written["blocks.0.attn.matmul_quantizers.2.scale_int8"]
+    assert np.isclose(float(found) * 127, float(scale) * 255, rtol=1e-3)
+    assert sum("127 steps instead of 255" in remark for remark in done.remarks) == 2
+    assert not [item for item in done.findings if item.level == "error"]

@@ -49,6 +49,9 @@ def signed_codes(model: onnx.ModelProto) -> list[str]:
         model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in missing)
         node.input[1], node.input[2] = names
         if node.op_type == "QuantizeLinear":
+            for value in model.graph.value_info:
+                if value.name == node.output[0]:
+                    value.type.tensor_type.elem_type = onnx.TensorProto.INT8
             remarks.append(f"{label(node)}: in 127 steps instead of 255, since TensorRT has no unsigned codes")
     return remarks
 
