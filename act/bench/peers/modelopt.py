@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,14 @@ def _missing() -> str | None:
 
 def _quantize(original: Path, images: Sequence[Images], folder: Path) -> Path:
     target = folder / "modelopt_ptq.onnx"
+    # It keeps intermediate files beside what it reads, which may be a run's folder.
+    copy = folder / "modelopt_original.onnx"
+    shutil.copyfile(original, copy)
     with contextlib.redirect_stdout(sys.stderr):
         from modelopt.onnx.quantization import quantize
 
         quantize(
-            onnx_path=str(original),
+            onnx_path=str(copy),
             quantize_mode="int8",
             calibration_data=np.concatenate(list(images)),
             calibration_method="max",
@@ -34,6 +38,7 @@ def _quantize(original: Path, images: Sequence[Images], folder: Path) -> Path:
             high_precision_dtype="fp32",
             output_path=str(target),
         )
+    copy.unlink()
     return target
 
 
