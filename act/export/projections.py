@@ -63,6 +63,7 @@ def hoist_pairs(model: onnx.ModelProto, codes: bool = False) -> int:
     graph = Graph(model)
     gone: list[onnx.NodeProto] = []
     new: dict[int, list[onnx.NodeProto]] = {}
+    changed: set[str] = set()  # values that have another type or shape than is noted down
     for quantize in graph.nodes:
         follower = reader(graph, quantize.output[0], "DequantizeLinear")
         scale = graph.constant(quantize.input[1]) if quantize.op_type == "QuantizeLinear" else None
@@ -70,6 +71,7 @@ def hoist_pairs(model: onnx.ModelProto, codes: bool = False) -> int:
         if follower is None or scale is None or scale.size != 1 or not path:
             continue
         gone += [*path, quantize, follower]
+        changed |= {node.output[0] for node in (quantize, *path)}
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (quantize, follower, *path)]
         first, second, *moved = copies
         first.input[0] = path[0].input[0]
@@ -82,6 +84,9 @@ def hoist_pairs(model: onnx.ModelProto, codes: bool = False) -> int:
             moved[-1].output[0] = follower.output[0]
             new[id(follower)] = [first, second, *moved]
     if new:
+        notes = [value for value in model.graph.value_info if value.name not in changed]
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(notes)
         replace(model.graph, gone, new)
     return len(new)
 
