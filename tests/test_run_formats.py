@@ -101,6 +101,9 @@ def test_attention_runs_as_measured_and_as_asked(tmp_path: Path) -> None:
                 assert set(times) == {"int8", "float"} and entry["attention"] == min(times, key=times.__getitem__)
             else:
                 assert entry["attention"] == "float" and "attention_ms" not in entry
+        page = render(report, "", [])
+        assert f"openvino: attention in {report['artifacts'][2]['attention']}" in page
+        assert ("(measured: int8 " in page) == (asked == "auto")
         checks = {check.name: check for check in verify_folder(folder)}
         assert checks["ONNX Runtime file"].holds and checks["OpenVINO file"].holds
         assert not list((folder / "artifact").glob(".*"))

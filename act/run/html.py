@@ -157,7 +157,21 @@ def _exported(report: Mapping[str, Any]) -> str:
                 )
     figures = map(Number, ("bytes", "top1", "agreement", "agreement with torch"))
     head = ("format", *figures, "runtime", *map(Number, ("batch", "median", "speed-up")))
-    return table(head, rows) if len(report["artifacts"]) > 1 else ""
+    return table(head, rows) + _forms(report) if len(report["artifacts"]) > 1 else ""
+
+
+def _forms(report: Mapping[str, Any]) -> str:
+    """What was rewritten in each file for one runtime, and why its attention runs as it does."""
+    lines = []
+    for item in report["artifacts"]:
+        if "rewritten" not in item:
+            continue
+        times = ", ".join(f"{form} {_ms(median)}" for form, median in item.get("attention_ms", {}).items())
+        done = ", ".join(f"{count} {what}" for what, count in item["rewritten"].items() if count)
+        measured = f" (measured: {times})" if times else ""
+        text = f"{item['format']}: attention in {item['attention']}{measured}; {done}"
+        lines.append(f"<li>{escape(text)}</li>")
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _commands(report: Mapping[str, Any]) -> str:

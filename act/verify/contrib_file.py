@@ -28,4 +28,4 @@ def contrib_file(main: Path, path: Path) -> str:
         raise Broken(f"{path.name}: {len(wrong)} tensors are not those of {main.name}: {', '.join(sorted(wrong)[:3])}")
     if found != wanted:
         raise Broken(f"{path.name}: its graph is not that of {main.name}; export it again")
-    return ", ".join(f"{count} {name}" for name, count in made.items())
+    return ", ".join(f"{count} {name}" for name, count in made.items() if count)
