@@ -2,11 +2,11 @@
 """Time and peak memory of post-training quantisation: calibrate, export, open, score and verify.
 
     python benchmarks/ptq_memory.py [--model vit_base_patch16_224] [--images 64] [--formats onnx,openvino]
-                                     [--types linear,conv2d,matmul] [--dir DIR]
+                                     [--quant JSON] [--dir DIR]
 
 Random weights and noise images: what is measured does not depend on them. Prints one JSON line; `run_seconds` is the
 whole run, with the original's own export, scoring and timing; `stage_seconds` is preparation and calibration alone.
-With `--dir` the run folder stays, for `vitcompress bench DIR`.
+`--quant` holds options of QuantPost. With `--dir` the run folder stays, for `vitcompress bench DIR`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--formats", default="onnx")
-    parser.add_argument("--types", default="linear,conv2d")
+    parser.add_argument("--quant", default={}, type=json.loads)
     parser.add_argument("--dir", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def main() -> int:
                     "calibration_images": args.images,
                     "batch_size": 16,
                 },
-                "QuantPost": {"quantize_op_types": args.types.split(",")},
+                "QuantPost": args.quant,
                 "export": {"formats": args.formats.split(","), "min_agreement": 0.0, "benchmark_batches": [1]},
             }
         )
