@@ -213,6 +213,11 @@ def test_picture_escapes_and_names_what_it_leaves_out() -> None:
     assert len(circles) == 2 and float(circles[0].get("cx")) < float(circles[1].get("cx"))  # the faster one is left
     assert float(circles[0].get("cy")) > float(circles[1].get("cy"))  # and lower, being less accurate
     assert "without accuracy: unknown in openvino bf16" in text
+    far = Row(fake("broken", PEER, "openvino", "f32", agreement=2.6), 1, 4.0, 4.0)
+    again = picture([*rows[:3], far], "t")
+    assert "broken, openvino (2.60)" in again  # it does not press the others together
+    heights = [item.get("cy") for item in ET.fromstring(again).iter() if item.tag.endswith("circle")]
+    assert heights == [item.get("cy") for item in circles]
     with pytest.raises(InputError, match="no accuracy is known"):
         metric_of(rows[3:])
 

@@ -11,9 +11,11 @@ from act.bench.timing import Row
 from act.errors import InputError
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM = 760, 340, 64, 190, 34, 44
+FAR = 15.0  # points below the best: drawn on the axis, with its value, so that the others stay apart
 COLOURS = ("#1a5fb4", "#c64600", "#26a269", "#813d9c", "#a51d2d", "#986a44")
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#1c2127}.soft{fill:#5f6b7a}.axis{stroke:#9aa5b1;fill:none}"
+    "text{font:12px system-ui,sans-serif;fill:#1c2127}.soft{fill:#5f6b7a}"
+    ".axis,.lead{stroke:#9aa5b1;fill:none}.lead{stroke-width:.7}"
     ".page{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#e6e9ed}.soft{fill:#9aa5b1}.page{fill:#12161a}}"
 )
 
@@ -30,7 +32,7 @@ def picture(rows: Sequence[Row], title: str) -> str:
     """One panel per batch size: milliseconds per image to the right, accuracy in percent upwards.
 
     Colours are runtimes. Originals are rings, compressed files discs, files of other tools squares. Rows without an
-    accuracy are named below the title. InputError when no row has one.
+    accuracy are named below the title, one far below the best lies on the axis. InputError when no row has one.
     """
     metric = metric_of(rows)
     drawn = [row for row in rows if metric in row.variant.figures]
@@ -56,22 +58,23 @@ def _panel(rows: Sequence[Row], metric: str, runtimes: Sequence[str]) -> str:
     times = [row.median_ms / row.batch for row in rows]
     scores = [row.variant.figures[metric] for row in rows]
     right = _round_up(max(times))
-    low, high = _span(scores)
+    low, high = _span([value for value in scores if value > max(scores) - FAR])
     parts = [_axes(right, low, high, metric, rows[0].batch)]
     used: list[tuple[float, float]] = []
     for row, spent, value in sorted(zip(rows, times, scores, strict=True), key=lambda item: item[1]):
         x = LEFT + spent / right * (WIDTH - LEFT - RIGHT)
-        y = 8 + (high - value) / (high - low) * (PANEL - BOTTOM - 8)
+        y = 8 + (high - max(value, low)) / (high - low) * (PANEL - BOTTOM - 8)
         colour = COLOURS[runtimes.index(row.variant.runtime) % len(COLOURS)]
-        text = f"{row.variant.source.name}, {row.variant.runtime}"
+        text = f"{row.variant.source.name}, {row.variant.runtime}" + f" ({value:.2f})" * (value < low)
         where = f"{value:.2f} %, {spent:.2f} ms"
         level = y + 4
         # Labels of points that lie close together are put below one another.
         while any(abs(level - other) < 13 and abs(x - place) < 220 for place, other in used):
             level += 13
         used.append((x, level))
+        lead = f'<path class="lead" d="M{x:.1f} {y:.1f}L{x + 7:.1f} {level - 4:.1f}"/>' if level > y + 12 else ""
         parts.append(
-            f"<g>{_mark(row.variant.source.role, x, y, colour)}<title>{escape(text)}: {where}</title>"
+            f"<g>{lead}{_mark(row.variant.source.role, x, y, colour)}<title>{escape(text)}: {where}</title>"
             f'<text x="{x + 9:.1f}" y="{level:.1f}">{escape(text)}</text></g>'
         )
     return "".join(parts)
