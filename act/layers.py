@@ -148,10 +148,11 @@ def shift_inputs(model: nn.Module, layers: list[str]) -> None:
 
 
 def weight_groups(weight: Tensor, size: int, name: str) -> int:
-    """Groups of `size` values along K of a linear weight [out, K]; 1 for size 0. InputError if they do not fit."""
+    """Groups of `size` values along K of a linear weight [out, K], two or more; 1 for size 0. InputError if they do
+    not fit."""
     if not size:
         return 1
-    if weight.dim() != 2 or weight.shape[1] % size:
+    if weight.dim() != 2 or weight.shape[1] % size or weight.shape[1] == size:
         raise InputError(f"{name}: weight_group_size {size} does not divide the K of its weight {list(weight.shape)}")
     return weight.shape[1] // size
 

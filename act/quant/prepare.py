@@ -87,10 +87,12 @@ def _group(model: nn.Module, specs: dict[str, dict[str, Any]], size: int | None,
     """Give the linear layers whose K allows it groups of `size`; the others are logged."""
     for name, spec in specs.items() if size is not None else ():
         layer = model.get_submodule(name)
-        if isinstance(layer, nn.Linear) and layer.in_features % (size or 1) == 0:
+        if isinstance(layer, nn.Linear) and layer.in_features % (size or 1) == 0 and layer.in_features != size:
             spec["weight_group_size"] = size
         else:
-            ctx.log("ungrouped", f"{name}: one scale per channel: no linear layer whose K is a multiple of {size}")
+            ctx.log(
+                "ungrouped", f"{name}: one scale per channel: no linear layer whose K is a larger multiple of {size}"
+            )
 
 
 def _shift(model: nn.Module, shifts: dict[str, float], ctx: Context) -> None:

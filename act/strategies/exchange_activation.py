@@ -64,10 +64,9 @@ class ExchangeActivation(Strategy):
         for name, module in model.named_modules():
             if not isinstance(module, ACTIVATIONS):
                 continue
-            wanted = any(fnmatchcase(name, glob) for glob in self.config.include)
             if type(module) is TO[self.config.to]:
                 plan.left.append(LayerLeft(name, f"is {self.config.to} already"))
-            elif not wanted or any(fnmatchcase(name, glob) for glob in self.config.exclude):
+            elif not self._wanted(name):
                 plan.left.append(LayerLeft(name, "not in include, or in exclude"))
             else:
                 plan.done.append(name)
@@ -83,8 +82,13 @@ class ExchangeActivation(Strategy):
         others = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, ACTIVATIONS) and type(module) is not TO[self.config.to]
+            if isinstance(module, ACTIVATIONS) and type(module) is not TO[self.config.to] and self._wanted(name)
         ]
-        wrong = [name for name in others if any(fnmatchcase(name, glob) for glob in self.config.include)]
-        kept = [name for name in wrong if not any(fnmatchcase(name, glob) for glob in self.config.exclude)]
-        return [Invariant(f"activations are {self.config.to}", not kept, ", ".join(kept))]
+        return [Invariant(f"activations are {self.config.to}", not others, ", ".join(others))]
+
+    def _wanted(self, name: str) -> bool:
+        """Whether include takes the module and exclude does not."""
+        included, excluded = (
+            any(fnmatchcase(name, glob) for glob in globs) for globs in (self.config.include, self.config.exclude)
+        )
+        return included and not excluded
