@@ -1,0 +1,32 @@
+"""Swin: attention within windows, a table of relative positions per head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.swin_transformer import WindowAttention
+from torch import Tensor, nn
+
+from act.structure.attention.base import AttentionView, ShrunkAttention, joint, per_head, present
+from act.structure.axes import Axis
+
+
+class _Shrunk(ShrunkAttention):
+    def forward(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        bias = self._get_rel_pos_bias()
+        if mask is not None:  # [windows, N, N] for the windows of every image
+            repeats = len(x) // len(mask)
+            bias = (bias + mask.unsqueeze(1)).repeat(repeats, 1, 1, 1)
+        y: Tensor = self.proj_drop(self.proj(self.attend(q, k, v, bias)))
+        return y
+
+
+class SwinAttention(AttentionView):
+    """Joint qkv in windows."""
+
+    kinds = (WindowAttention,)
+    mixin = _Shrunk
+
+    def axes(self, module: nn.Module) -> list[Axis]:
+        return present(module, *joint(per_head("relative_position_bias_table", 1)))
