@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from act.sparsity.masks import from_gemm_rows, gemm_rows, grouped, nm_mask, nm_violations
-from act.sparsity.moments import Moments, input_rows, output_rows
-from act.sparsity.replay import Block, Seen, probe, see
+from act.sparsity.moments import Moments
 from act.sparsity.sparsegpt import DAMPING, output_error, sparsegpt
+from act.sparsity.walk import Walk
 from act.sparsity.wanda import wanda_score
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt"]
@@ -101,7 +101,7 @@ def _apply(module: nn.Linear | nn.Conv2d, mask: Tensor) -> Tensor:
 
 @dataclass
 class _Pruner:
-    """The dense copy, the model being pruned, and the inputs (dense, pruned) of the block they have reached."""
+    """Prunes the layers of a walk one by one."""
 
     model: nn.Module
     read: Callable[[], Iterator[Tensor]]
@@ -112,65 +112,15 @@ class _Pruner:
     progress: Callable[[str], None]
 
     def run(self, layers: list[str]) -> dict[str, Tensor]:
-        first = next(self.read(), None)
-        if first is None:
-            raise ValueError("no calibration batches")
-        plan = probe(self.model, layers, first)
-        self.dense = copy.deepcopy(self.model)
-        self.residual = plan.residual
-        self.cache: list[tuple[Tensor, Tensor]] = []
+        walk = Walk(copy.deepcopy(self.model), self.model, layers, self.read)
         masks: dict[str, Tensor] = {}
-        previous: Block | None = None
-        for block in plan.blocks:
-            self._enter(block, previous)
-            for name in block.layers:
-                masks[name] = self._prune(name, block)
-                self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.n}:{self.m}, {self.note}")
-            previous = block
+        for name, block in walk.layers():
+            masks[name] = self._prune(name, walk.moments(name, block, with_skip=self.criterion == "sparsegpt"))
+            self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.n}:{self.m}, {self.note}")
         return masks
 
-    def _pair(self, name: str) -> tuple[nn.Module, nn.Module]:
-        return self.dense.get_submodule(name), self.model.get_submodule(name)
-
-    def _enter(self, block: Block, previous: Block | None) -> None:
-        """Bring the cache to the inputs of `block`, from those of `previous` if nothing lies between them."""
-        if block.follows and previous is not None:
-            pair = self._pair(previous.name)
-            for i, inputs in enumerate(self.cache):
-                self.cache[i] = pair[0](inputs[0]), pair[1](inputs[1])
-            return
-        self.cache = []
-        if block.name:
-            dense, pruned = self._pair(block.name)
-            for batch in self.read():
-                inputs = see(self.dense, batch, dense, False).inputs, see(self.model, batch, pruned, False).inputs
-                self.cache.append(inputs)
-
-    def _see(self, name: str, block: Block) -> Iterator[tuple[Seen, Seen]]:
-        """For each batch what the dense layer sees and what the layer of the pruned model sees."""
-        dense_layer, layer = self._pair(name)
-        dense, pruned = self._pair(block.name)
-        pairs = self.cache if block.name else ((batch, batch) for batch in self.read())
-        for wanted, given in pairs:
-            with_skip = self.criterion == "sparsegpt" and name in self.residual
-            yield see(dense, wanted, dense_layer, with_skip), see(pruned, given, layer, with_skip)
-
-    def _moments(self, name: str, block: Block) -> Moments:
-        dense_layer, layer = self._pair(name)
-        weight = cast(Tensor, layer.weight)
-        moments = Moments(weight[0].numel(), len(weight), weight.device)
-        for wanted, given in self._see(name, block):
-            y = output_rows(layer, cast(Tensor, dense_layer(wanted.inputs)))
-            if wanted.skip is not None and given.skip is not None:
-                y = y + output_rows(layer, wanted.skip - given.skip)
-            moments.add(input_rows(layer, given.inputs), y)
-        return moments
-
-    def _prune(self, name: str, block: Block) -> Tensor:
+    def _prune(self, name: str, moments: Moments) -> Tensor:
         layer = cast(nn.Linear | nn.Conv2d, self.model.get_submodule(name))
-        moments = self._moments(name, block)
-        if not bool(moments.xx.isfinite().all() and moments.yx.isfinite().all()):
-            raise ValueError(f"layer {name!r}: its calibration inputs contain nan or inf")
         shape, flat = layer.weight.shape, gemm_rows(layer.weight.detach())
         if self.criterion == "wanda":
             score = wanda_score(flat, moments.xx.diagonal().sqrt())

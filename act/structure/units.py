@@ -84,7 +84,7 @@ def find_units(model: nn.Module) -> Found:
         view = next((view for view in views if isinstance(module, view.kinds)), None)
         found: Group | str | None = None
         if view is not None:
-            found = view.reason(module) or attention_units(name, module, view)
+            found = view.reason(module) or attention_units(model, name, view)
         elif isinstance(module, MLP_KINDS):
             found = _mlp(name, module)
         elif _looks_like_one(module):
@@ -96,8 +96,9 @@ def find_units(model: nn.Module) -> Found:
     return Found(groups, left)
 
 
-def attention_units(name: str, module: nn.Module, view: AttentionView) -> AttentionUnits:
-    """The units of one attention module as it is now."""
+def attention_units(model: nn.Module, name: str, view: AttentionView) -> AttentionUnits:
+    """The units of one attention module of `model` as it is now."""
+    module = model.get_submodule(name)
     heads = int(module.num_heads)  # type: ignore[arg-type]
     axes = view.axes(module)
     reader = next(axis for axis in axes if axis.tensor == f"{view.proj}.weight")
@@ -112,7 +113,7 @@ def attention_units(name: str, module: nn.Module, view: AttentionView) -> Attent
         heads,
         wide // heads,
         narrow // heads,
-        view.heads_reason(module),
+        view.heads_reason(module, model),
         view.qk_reason(module),
         view.v_reason(module),
     )

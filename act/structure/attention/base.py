@@ -63,8 +63,8 @@ class AttentionView(ABC):
         """Why nothing of it can be pruned; None if something can."""
         return None
 
-    def heads_reason(self, module: nn.Module) -> str | None:
-        """Why the heads must stay; None if they can go."""
+    def heads_reason(self, module: nn.Module, model: nn.Module) -> str | None:
+        """Why the heads must stay in this model; None if they can go."""
         return None
 
     def qk_reason(self, module: nn.Module) -> str | None:

@@ -37,6 +37,6 @@ class BeitAttention(AttentionView):
         biases = Axis("q_bias", 0, (Q,)), Axis("k_bias", 0, (K,)), Axis("v_bias", 0, (V,))
         return present(module, *joint(*biases, per_head("relative_position_bias_table", 1)))
 
-    def heads_reason(self, module: nn.Module) -> str | None:
-        own = getattr(module, "relative_position_bias_table", None) is not None
-        return None if own else "a table of positions may be shared by the heads of every block"
+    def heads_reason(self, module: nn.Module, model: nn.Module) -> str | None:
+        shared = getattr(model, "rel_pos_bias", None) is not None
+        return "the heads of every block share a table of positions" if shared else None
