@@ -13,7 +13,7 @@ from act.errors import InputError
 from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 from act.structure.importance import CRITERIA
 from act.structure.planner import ALLOCATIONS, UNITS
-from act.structure.units import AttentionUnits, Found, find_units, unit_kinds
+from act.structure.units import AttentionUnits, Found, find_units, misfits, unit_kinds
 
 if TYPE_CHECKING:
     from act.context import Context
@@ -95,7 +95,8 @@ class TransformerPrune(Strategy):
         return parts
 
     def invariants(self, model: nn.Module) -> list[Invariant]:
-        return []
+        bad = [problem for group in find_units(model).groups for problem in misfits(model, group)]
+        return [Invariant("sizes of attention and MLPs fit together", not bad, "; ".join(bad))]
 
     def _found(self, model: nn.Module) -> Found:
         """The units of `model` that include and exclude let through, and units can take."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from act.calibration import CalibrationImages
 from act.sparsity.walk import refit_layers
+from act.structure.allocate import allocate
 from act.structure.cost import full_size, mac_rates, param_rates
 from act.structure.curves import OutputLoss
 from act.structure.importance import NEEDS_GRADIENTS
 from act.structure.planner import Cost, Space, measured_losses, options, scored_losses, uniform
-from act.structure.allocate import allocate
 from act.structure.reducer import Reducer, Size
 from act.structure.shrink import set_tensors
 from act.structure.statistics import gather

@@ -136,6 +136,16 @@ def _mlp(name: str, module: nn.Module) -> MlpUnits | str:
     return MlpUnits(name, (*axes, Axis(f"{name}.fc2.weight", 1, (HIDDEN,))), int(hidden), f"{name}.fc2")
 
 
+def misfits(model: nn.Module, group: Group) -> list[str]:
+    """Tensors of a group whose length is not that of its segments."""
+    sizes, found = group.sizes(), []
+    for axis in group.axes:
+        length, wanted = find_tensor(model, axis.tensor).shape[axis.dim], sum(sizes[s] for s in axis.segments)
+        if length != wanted:
+            found.append(f"{axis.tensor} has {length} entries, not {wanted}")
+    return found
+
+
 def _looks_like_one(module: nn.Module) -> bool:
     children = dict(module.named_children())
     attention = isinstance(getattr(module, "num_heads", None), int) and ("qkv" in children or "proj" in children)
