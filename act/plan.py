@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from act.automatic import Automatic, choose_strategies
 from act.context import Context
 from act.errors import InputError
 from act.estimate import Memory, estimate_memory
@@ -52,6 +53,7 @@ class Plan:
     stages: list[StagePlan]
     parameters: int
     input_size: tuple[int, int, int]
+    chosen: Automatic | None = None  # where the recipe names no strategy
     train_images: int | None = None
     labelled: bool | None = None
     warnings: list[str] = field(default_factory=list)
@@ -105,7 +107,6 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
     """
     from act.data.preprocess import resolve_preprocess
 
-    stages = build_stages(recipe)
     problems: list[str] = []
     preprocess = resolve_preprocess(model, recipe.data)
     data: DataBundle | None = None
@@ -116,8 +117,14 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
             data = DataBundle(recipe.data, preprocess, recipe.seed)
         except InputError as error:
             problems += error.problems
+    try:
+        chosen = choose_strategies(recipe, model, data, preprocess.input_size)
+    except InputError as error:
+        raise InputError(problems or error.problems) from error
+    recipe = recipe if chosen is None else chosen.recipe
+    stages = build_stages(recipe)
     ctx = Context(recipe, preprocess.input_size)
-    plan = Plan(recipe, [], sum(p.numel() for p in model.parameters()), preprocess.input_size)
+    plan = Plan(recipe, [], sum(p.numel() for p in model.parameters()), preprocess.input_size, chosen)
     if data is not None:
         plan.warnings += data.notes
     if data is not None and data.has_train:

@@ -10,6 +10,7 @@ from act.cli.common import json_argument, read, recipe_arguments
 from act.cli.output import number, print_json, size, table, warn
 
 if TYPE_CHECKING:
+    from act.automatic import Automatic
     from act.plan import Plan, StagePlan
 
 HELP = "show the stages of a recipe, and which layers each will and will not touch"
@@ -42,6 +43,8 @@ def command(args: argparse.Namespace) -> int:
         print_json(as_json(plan))
         return 0
     _print_head(plan)
+    if plan.chosen is not None:
+        _print_choice(plan.chosen)
     for entry in plan.stages:
         _print_stage(entry, args.layers)
     for text in plan.warnings:
@@ -75,6 +78,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             }
             for entry in plan.stages
         ],
+        "chosen": None if plan.chosen is None else {"sections": plan.chosen.sections, "reasons": plan.chosen.reasons},
         "warnings": plan.warnings,
     }
 
@@ -99,6 +103,16 @@ def _print_head(plan: Plan) -> None:
     title = f"{recipe.name}: {recipe.model.name}, {number(plan.parameters)} parameters, {shape}; {images}{labels}"
     columns = ["", "stage", "layers", "left", "steps", "length", "memory"]
     table(title, columns, rows, right=["layers", "left", "steps", "memory"])
+
+
+def _print_choice(chosen: Automatic) -> None:
+    print("\nThe recipe names no strategy. Chosen, and why:")
+    for reason in chosen.reasons:
+        print(f"  {reason}")
+    print("The same, written out:")
+    for name, section in chosen.sections.items():
+        values = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in section.items())
+        print(f"  {name}: {{{values}}}")
 
 
 def _print_stage(entry: StagePlan, layers: bool) -> None:

@@ -93,7 +93,9 @@ class TargetConfig:
     min_agreement: float | None = None  # percent of predictions equal to the original's
     latency_ms: float | None = None
     speedup: float | None = None  # against the uncompressed model in the same backend
-    bytes: int | None = None
+    bytes: int | None = None  # of the exported file
+    macs: int | None = None  # multiply-accumulates of one image, at most
+    attempts: int = 3  # runs of the stage that loses too much, each milder than the last, until the goals are met
     backend: str = "onnxruntime"
     device: str = "cpu"
     batch: int = 1

@@ -22,6 +22,7 @@ from act.plan import Stage
 from act.rebuild import save_model
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.atomic import sha256_file, write_json, write_text
+from act.run.baseline import count_macs, count_params
 from act.run.folder import RunFolder
 from act.run.formats import FORMATS, MAIN, Job, Written, in_order
 from act.run.goals import needs_timing
@@ -49,11 +50,13 @@ def deliver(
     job = Job(model, folder / "model.onnx", ctx, metadata(ctx, preprocess))
     files: dict[str, Path] = {}
     entries = []
+    costs = {"params": count_params(model), "macs": count_macs(model, ctx.input_size)}
     for name in in_order(ctx.recipe.export.formats):
         ctx.log("export", f"exporting {name} to {folder}")
         written = FORMATS[name].write(job)
         files[name] = written.path
-        entries.append({"format": name} | _listed(folder, written) | _score(session, model, stages, name, written.path))
+        scored = _score(session, model, stages, name, written.path)
+        entries.append({"format": name} | costs | _listed(folder, written) | scored)
     baseline = dict(session.baseline.figures)
     if ctx.recipe.export.benchmark or needs_timing(ctx.recipe.target):
         _time(session, files, baseline, entries)

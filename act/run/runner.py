@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.data.preprocess import Preprocess, resolve_preprocess
@@ -56,6 +57,8 @@ def run(
         original = _frozen(model, recipe)
         preprocess = resolve_preprocess(original, recipe.data)
         data = data if data is not None else _data(recipe, preprocess)
+        chosen = choose_strategies(recipe, original, data, _input_size(data, preprocess))
+        recipe = recipe if chosen is None else chosen.recipe
         stages = build_stages(recipe)
         check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
@@ -63,6 +66,8 @@ def run(
         _check_training(stages, data)
         main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
         ctx.log = EventLog(target.events, main=is_main())
+        for reason in chosen.reasons if chosen is not None else []:
+            ctx.log("chosen", f"chosen: {reason}")
         try:
             return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(stages)
         except BaseException as error:

@@ -18,15 +18,16 @@ from act.structure.units import AttentionUnits, Found, find_units, misfits, unit
 if TYPE_CHECKING:
     from act.context import Context
 
-COSTS = ("macs", "params")
+COSTS = ("macs", "params", "latency")
 
 
 @dataclass
 class TransformerPruneConfig:
     """Structured pruning to a share of the model's cost."""
 
-    pruned_ratio: float = 0.25  # share of `of` to remove, of the whole model
-    of: str = "macs"  # macs or params
+    # Share of `of` to remove, of the whole model; None: what target.macs, latency_ms or speedup asks for.
+    pruned_ratio: float | None = 0.25
+    of: str = "macs"  # macs, params, or latency: measured here in target.backend at target.batch
     units: list[str] = field(default_factory=lambda: list(UNITS))  # heads, qk and v (dimensions of heads), mlp
     criterion: str = "obs"  # which units: obs (second order), taylor, activation or magnitude
     allocation: str = "measured"  # how much of each layer: measured (output's KL), global (the scores), uniform
@@ -55,7 +56,7 @@ class TransformerPrune(Strategy):
     @classmethod
     def problems(cls, config: Any) -> list[str]:
         found = []
-        if not 0 < config.pruned_ratio < 1:
+        if config.pruned_ratio is not None and not 0 < config.pruned_ratio < 1:
             found.append(f"pruned_ratio: {config.pruned_ratio}; allowed: between 0 and 1, a share of `of`")
         for key, allowed in (("of", COSTS), ("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
             if getattr(config, key) not in allowed:
@@ -83,7 +84,7 @@ class TransformerPrune(Strategy):
             raise InputError(
                 "TransformerPrune: nothing of this model can be removed; `vitcompress plan` has the reasons"
             )
-        self.report = prune_structure(model, copy.deepcopy(model), self.config, self._found, ctx)
+        prune_structure(model, copy.deepcopy(model), self.config, self._found, ctx)
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Parts of attentions that had to stay."""

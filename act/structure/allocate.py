@@ -24,10 +24,12 @@ class Option:
 def allocate(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Size]:
     """One option per group such that the costs stay within `budget` and the sum of the losses is least.
 
-    Dynamic programming over the cost in `BINS` steps (costs rounded up, so that the budget holds). Where even the
-    cheapest options cost more, those are returned.
+    Dynamic programming over the cost above that of the cheapest options, in `BINS` steps (rounded up, so that the
+    budget holds). Where even the cheapest options cost more than the budget, those are returned.
     """
-    unit = budget / BINS if budget > 0 else 1.0
+    floor = {name: min(option.cost for option in choices) for name, choices in options.items()}
+    spare = budget - sum(floor.values())
+    unit = max(spare, 1e-12) / BINS
     best = np.zeros(BINS + 1)
     chosen: list[np.ndarray] = []
     names = list(options)
@@ -35,7 +37,7 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str
         total = np.full(BINS + 1, np.inf)
         choice = np.zeros(BINS + 1, dtype=np.int64)
         for index, option in enumerate(options[name]):
-            steps = int(np.ceil(option.cost / unit - 1e-9))
+            steps = _steps(option.cost - floor[name], unit)
             if steps > BINS:
                 continue
             candidate = np.full(BINS + 1, np.inf)
@@ -44,14 +46,18 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str
             total[better], choice[better] = candidate[better], index
         best = total
         chosen.append(choice)
-    if not np.isfinite(best[-1]):
+    if spare < 0:
         return {name: min(options[name], key=lambda option: option.cost).size for name in names}
     left, sizes = BINS, {}
     for name, choice in zip(reversed(names), reversed(chosen), strict=True):
         option = options[name][int(choice[left])]
         sizes[name] = option.size
-        left -= int(np.ceil(option.cost / unit - 1e-9))
+        left -= _steps(option.cost - floor[name], unit)
     return {name: sizes[name] for name in names}
+
+
+def _steps(cost: float, unit: float) -> int:
+    return int(min(BINS + 1, np.ceil(cost / unit - 1e-9)))
 
 
 def levels(size: int, align: int, steps: int, least: int = 1) -> list[int]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from act.analysis import analyze
 from act.calibration import CalibrationImages
+from act.errors import InputError
 from act.sparsity.walk import refit_layers
 from act.structure.allocate import allocate
 from act.structure.cost import full_size, mac_rates, param_rates
 from act.structure.curves import OutputLoss
 from act.structure.importance import NEEDS_GRADIENTS
+from act.structure.latency import latency_table, time_models
 from act.structure.planner import Cost, Space, measured_losses, options, scored_losses, uniform
 from act.structure.reducer import Reducer, Size
-from act.structure.shrink import set_tensors
+from act.structure.shrink import set_tensors, shrink_edit
 from act.structure.statistics import gather
 from act.structure.units import Found
+
+MARGIN = 0.97  # of a latency goal: what is timed again at the end varies by a few percent
 
 if TYPE_CHECKING:
     from act.context import Context
@@ -26,40 +32,89 @@ if TYPE_CHECKING:
 
 def prune_structure(
     model: nn.Module, dense: nn.Module, config: Any, find: Callable[[nn.Module], Found], ctx: Context
-) -> dict[str, Any]:
+) -> None:
     """Shrink `model` in place, in `config.rounds` steps, through recorded edits; `dense` is the original.
 
-    `find` gives the groups that may shrink. Returns what was removed, for the report.
+    `find` gives the groups that may shrink.
     """
     images = CalibrationImages(ctx, config.images)
-    _, before = _rates(config, dense, find(dense), ctx)
+    found, space = find(dense), Space(config.units, config.align)
+    cost, before = _cost(config, dense, found, space, ctx)
+    ratio = config.pruned_ratio if config.pruned_ratio is not None else _asked(config.of, before, dense, ctx)
+    if ratio <= 0:
+        ctx.log("prune", f"nothing to remove: {config.of} {before:,.6g} is within the target")
+        return
+    whole = sum(cost(group.name, full_size(group)) for group in found.groups)
     for number in range(1, config.rounds + 1):
-        goal = before * (1 - config.pruned_ratio * number / config.rounds)
-        _round(model, dense, config, find(model), images, goal, ctx)
+        budget = whole - before * ratio * number / config.rounds
+        _round(model, config, find(model), space, images, cost, budget, ctx)
         if config.refit:
             readers = [group.reader for group in find(model).groups]
             refit_layers(dense, model, readers, lambda: iter(images), config.damping)
-    _, after = _rates(config, model, find(model), ctx)
-    ctx.log("prune", f"{config.of} {before:,.0f} -> {after:,.0f} ({100 * (1 - after / before):.1f} % removed)")
-    return {"of": config.of, "before": before, "after": after}
+    predicted = before - whole + sum(cost(group.name, full_size(group)) for group in find(model).groups)
+    before, after = _measured(config, dense, model, before, ctx)
+    unit = " ms" if config.of == "latency" else ""
+    ctx.log(
+        "prune",
+        f"{config.of} {before:,.6g}{unit} -> {after:,.6g}{unit} ({100 * (1 - after / before):.1f} % removed; predicted "
+        f"{predicted:,.6g}{unit})",
+        of=config.of,
+        before=before,
+        after=after,
+        predicted=predicted,
+    )
 
 
-def _rates(config: Any, model: nn.Module, found: Found, ctx: Context) -> tuple[Cost, float]:
-    """The cost of a group at a size, and that of the whole model."""
+def _cost(config: Any, model: nn.Module, found: Found, space: Space, ctx: Context) -> tuple[Cost, float]:
+    """The cost of a group at a size, less what no size changes, and that of the whole model."""
+    if config.of == "latency":
+        table = latency_table(model, found, space, ctx)
+        return table.cost, table.total
     rates, total = mac_rates(model, found, ctx.input_size) if config.of == "macs" else param_rates(model, found)
     return (lambda name, size: rates[name].cost(size)), float(total)
 
 
+def _asked(of: str, before: float, dense: nn.Module, ctx: Context) -> float:
+    """The share to remove that the recipe's target asks for, given what the whole costs without pruning."""
+    target = ctx.recipe.target
+    if of == "macs" and target.macs is not None:
+        return 1 - target.macs / before
+    if of == "latency" and target.latency_ms is not None:
+        return 1 - MARGIN * target.latency_ms / before
+    if of == "latency" and target.speedup is not None:
+        plain = dataclasses.replace(ctx, recipe=dataclasses.replace(ctx.recipe, strategies={}))
+        original = time_models({"the original": dense}, plain)["the original"]
+        return 1 - MARGIN * original / target.speedup / before
+    raise InputError(
+        f"TransformerPrune.pruned_ratio: none is given, and target has no goal for `of: {of}`; give a share, or "
+        "target.macs with of: macs, or target.latency_ms or target.speedup with of: latency"
+    )
+
+
+def _measured(config: Any, dense: nn.Module, model: nn.Module, total: float, ctx: Context) -> tuple[float, float]:
+    """What both models really cost; latencies are timed anew, in turns."""
+    if config.of == "latency":
+        times = time_models({"before": dense, "after": model}, ctx)
+        return times["before"], times["after"]
+    if config.of == "macs":
+        return total, float(analyze(model, ctx.input_size).macs)
+    return total, float(sum(parameter.numel() for parameter in model.parameters()))
+
+
 def _round(
-    model: nn.Module, dense: nn.Module, config: Any, found: Found, images: CalibrationImages, goal: float, ctx: Context
+    model: nn.Module,
+    config: Any,
+    found: Found,
+    space: Space,
+    images: CalibrationImages,
+    cost: Cost,
+    budget: float,
+    ctx: Context,
 ) -> None:
-    """Shrink until the whole costs at most `goal`."""
+    """Shrink until the costs of the groups sum up to `budget` at most."""
     stats = gather(model, found.groups, images, config.criterion in NEEDS_GRADIENTS, ctx.recipe.seed)
     reducer = Reducer(model, found, stats, config.criterion, config.refit)
-    space = Space(config.units, config.align)
-    cost, total = _rates(config, model, found, ctx)
     now = {group.name: full_size(group) for group in found.groups}
-    budget = goal - (total - sum(cost(name, size) for name, size in now.items()))
     if config.allocation == "uniform":
         sizes = uniform(space, found.groups, cost, budget)
     else:
@@ -77,12 +132,6 @@ def _round(
     set_tensors(model, tensors)
     for name, size in sizes.items():
         ctx.log("prune", f"{name}: {_shown(now[name])} -> {_shown(size)}")
-
-
-def shrink_edit(sizes: dict[str, Size]) -> dict[str, Any]:
-    """The edit that cuts the named groups to those sizes."""
-    attention = {n: {"heads": s[0], "qk": s[1], "v": s[2]} for n, s in sizes.items() if len(s) == 3}
-    return {"op": "shrink", "attention": attention, "mlp": {n: s[0] for n, s in sizes.items() if len(s) == 1}}
 
 
 def _output_loss(model: nn.Module, config: Any, found: Found, ctx: Context) -> OutputLoss:

@@ -70,8 +70,9 @@ def _group_cost(w: Tensor, inverse: Tensor, size: int) -> Tensor:
 
 def _root(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Square root of a symmetric matrix [..., n, n], and the inverse of that root."""
-    values, vectors = torch.linalg.eigh(ridged(moments.double(), 1e-6))
-    values = values.clamp(min=1e-12).sqrt().unsqueeze(-2)
+    values, vectors = torch.linalg.eigh(moments.double())
+    # Directions that the data hardly takes carry rounding errors, of either sign.
+    values = values.clamp(min=1e-12).clamp(min=1e-5 * values.amax(-1, keepdim=True)).sqrt().unsqueeze(-2)
     return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
 
 

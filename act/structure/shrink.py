@@ -38,6 +38,12 @@ def shrink(model: nn.Module, attention: Sizes, mlp: Mapping[str, int]) -> None:
         resize(model, group.axes, group.sizes(), {HIDDEN: int(hidden)})
 
 
+def shrink_edit(sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The edit that cuts the named groups to sizes: (hidden,), or (heads, dimensions of q and k, dimensions of v)."""
+    attention = {n: {"heads": s[0], "qk": s[1], "v": s[2]} for n, s in sizes.items() if len(s) == 3}
+    return {"op": "shrink", "attention": attention, "mlp": {n: s[0] for n, s in sizes.items() if len(s) == 1}}
+
+
 def _check(name: str, *pairs: tuple[int, int]) -> None:
     if any(not 0 < new <= old for new, old in pairs):
         raise InputError(f"arch.json: {name} cannot have {pairs[0][0]} of {pairs[0][1]} units")
