@@ -106,6 +106,11 @@ class Strategy(ABC):
     def finalize(self, model: nn.Module, ctx: Context) -> None:
         """Settle the state after the stage (bake masks into weights, freeze ranges)."""
 
+    def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
+        """A config that compresses the original `model` less, and how, in words; None if there is none. Asked when the
+        stage lost more accuracy than the target allows."""
+        return None
+
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Layers of the prepared model that were touched, but less than asked, and why."""
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from act.structure.units import AttentionUnits, Found, find_units, misfits, unit
 if TYPE_CHECKING:
     from act.context import Context
 
+LEAST_RATIO = 0.02  # half of which is not worth another run
 COSTS = ("macs", "params", "latency")
 
 
@@ -85,6 +86,12 @@ class TransformerPrune(Strategy):
                 "TransformerPrune: nothing of this model can be removed; `vitcompress plan` has the reasons"
             )
         prune_structure(model, copy.deepcopy(model), self.config, self._found, ctx)
+
+    def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
+        if self.config.pruned_ratio is None or self.config.pruned_ratio < LEAST_RATIO:
+            return None
+        half = self.config.pruned_ratio / 2
+        return replace(self.config, pruned_ratio=half), f"pruned_ratio {half:g}"
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Parts of attentions that had to stay."""
