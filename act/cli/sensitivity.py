@@ -25,7 +25,8 @@ DESCRIPTION = """\
 Treats one layer, or one block's heads or MLP units, at a time and compares the model's predictions with the
 original's on training images (data.calibration, else data.train; validation images are never read): N:M sparsity by
 magnitude, integers, 4-bit weights, and a share of heads or MLP units taken out. Settings are those of the recipe's
-Prune and QuantAware or QuantPost where it has them, else their defaults."""
+Prune and QuantAware or QuantPost where it has them, else their defaults; ranges are calibrated with the same images.
+The cost is the KL divergence of the predictions in nats, the relative error of the logits, and the agreement."""
 EPILOG = """\
 examples:
   vitcompress sensitivity quickstart
@@ -84,12 +85,23 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
+def _families(args: argparse.Namespace) -> list[str]:
+    return [word for word in str(args.treatments).split(",") if word]
+
+
 def _check(args: argparse.Namespace) -> None:
     """InputError for every option out of range, before anything heavy runs."""
+    from act.sensitivity.choose import FAMILIES
+
     problems = []
     for name, least in (("images", 1), ("top", 0)):
         if getattr(args, name) < least:
             problems.append(f"--{name}: {getattr(args, name)}; allowed: {least} or more")
+    if not 0 < args.share < 100:
+        problems.append(f"--share: {args.share:g}; allowed: above 0 and below 100, percent of heads or MLP units")
+    unknown = [word for word in _families(args) if word not in FAMILIES]
+    if unknown or not _families(args):
+        problems.append(f"--treatments: {args.treatments}; allowed: {', '.join(FAMILIES)}, separated by commas")
     if args.json is not None and str(args.json) != "-":
         problems += _unwritable("--json", args.json)
     if args.picture is not None:
@@ -127,8 +139,7 @@ def _measured(recipe: Recipe, args: argparse.Namespace) -> Measured:
     model = load_model(recipe.model).to(state().device)
     preprocess = resolve_preprocess(model, recipe.data)
     ctx = Context(recipe, preprocess.input_size, DataBundle(recipe.data, preprocess, recipe.seed), state().device)
-    families = [word for word in str(args.treatments).split(",") if word]
-    treatments = choose_treatments(ctx, families, args.images, args.share / 100)
+    treatments = choose_treatments(ctx, _families(args), args.images, args.share / 100)
     check_head(model, ctx)
     with _Watch() as watch:
         found = measure_sensitivity(model, CalibrationImages(ctx, args.images), treatments, watch.step)

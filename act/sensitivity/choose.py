@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from act.context import Context
-from act.errors import InputError
 from act.quant.config import QuantConfig
 from act.sensitivity.structure import Structure
 from act.sensitivity.treatments import Quantization, Sparsity, Treatment
@@ -21,21 +20,7 @@ def choose_treatments(ctx: Context, families: Sequence[str], images: int, share:
 
     `sparsity`: Prune's pattern and layers, by magnitude. `quantization`: QuantAware's or QuantPost's. `weights`: 4 bits
     per weight. `structure`: `share` of the units of each group. `images`: calibration images.
-
-    Raises:
-        InputError: an unknown family, or a share that leaves no unit or all.
     """
-    problems = [
-        f"--treatments: {family!r} is unknown; allowed: {', '.join(FAMILIES)}"
-        for family in families
-        if family not in FAMILIES
-    ]
-    if not families:
-        problems.append(f"--treatments: none; allowed: {', '.join(FAMILIES)}")
-    if not 0 < share < 1:
-        problems.append(f"--share: {100 * share:g}; allowed: above 0 and below 100, percent of the units of a group")
-    if problems:
-        raise InputError(problems)
     own = ctx.recipe.strategies
     quant: QuantConfig = replace(own.get("QuantAware") or own.get("QuantPost") or QuantConfig(), images=images)
     weights = replace(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from act.models import logits
 from act.sparsity.replay import probe
 
-_TOLERANCE = 1e-4  # of the largest logit: how exactly a shortened forward must repeat the whole one
+_TOLERANCE = 1e-5  # of the largest logit: how exactly a shortened forward must repeat the whole one
 
 
 class _Stop(Exception):
@@ -25,9 +25,8 @@ class Forwards:
     """Runs `model` on `batches`, skipping the blocks in front of the changed layer.
 
     One block's outputs are kept at a time, so that layers have to be asked for in the order of `start`. A skipped block
-    returns zeros, the last one what it gave before. Whether that changes nothing (no other way leads around the blocks)
-    is checked on the first batch before it is relied on; where it does, the forward starts earlier, as a whole if need
-    be.
+    returns zeros, the last one what it gave before. Whether the logits stay the same, that is, no other way leads
+    around the blocks, is checked on the first batch before it is relied on; where they do not, fewer are skipped.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], batches: Sequence[Tensor]) -> None:

@@ -51,9 +51,10 @@ class Step:
 
 @dataclass
 class Measured:
-    """`costs` in the order of treatments, then of the model's layers; `left`: what each treatment leaves, and why."""
+    """`costs` in the order of treatments; `left`: what each treatment leaves, and why; `order`: modules as called."""
 
     images: int
+    order: list[str]
     costs: list[Sensitivity] = field(default_factory=list)
     left: dict[str, list[LayerLeft]] = field(default_factory=dict)
 
@@ -80,7 +81,7 @@ def measure_sensitivity(
         raise InputError("model: its outputs on these images are not finite; check model.checkpoint")
     channels, height, width = batches[0].shape[1:]
     kinds = {product.module: product.kind for product in analyze(original, (channels, height, width)).products}
-    result = Measured(sum(len(batch) for batch in batches))
+    result = Measured(sum(len(batch) for batch in batches), list(kinds))
     for treatment in treatments:
         treated = copy.deepcopy(original)
         prepared = treatment.prepare(treated)

@@ -29,8 +29,9 @@ def cells(found: Measured) -> tuple[list[str], list[str], dict[tuple[str, str], 
     for cost in found.costs:
         for layer in cost.layers if cost.kind in ("heads", "mlp") else (cost.layer,):
             values[layer, cost.treatment] = cost.kl
-    layers = dict.fromkeys(layer for layer, _ in values)
-    return list(layers), list(found.left), values
+    drawn = dict.fromkeys(layer for layer, _ in values)
+    layers = [layer for layer in found.order if layer in drawn]
+    return layers + [layer for layer in drawn if layer not in layers], list(found.left), values
 
 
 def write_picture(path: Path, found: Measured, title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,7 @@ class Structure:
 
     @property
     def name(self) -> str:
-        return f"-{100 * self.share:g} % units"
+        return f"structure {100 * self.share:g} %"
 
     def prepare(self, model: nn.Module) -> Prepared:
         products = [product for product in analyze(model, self.input_size).products if product.weighted]
@@ -59,8 +58,8 @@ class Structure:
         readers = [name for name, kind in kinds.items() if kind == "fc2"]
         reader = model.get_submodule(readers[0]) if makers and len(readers) == 1 else None
         if isinstance(reader, nn.Linear):
-            around = os.path.commonprefix([f"{name}.".split(".") for name in (*makers, *readers)])
-            self._add(model, ".".join(around), "mlp", makers, readers[0], reader.in_features, found)
+            name = readers[0].rpartition(".")[0]
+            self._add(model, name, "mlp", makers, readers[0], reader.in_features, found)
 
     def _add(
         self, model: nn.Module, name: str, kind: str, makers: Sequence[str], reader: str, units: int, found: Prepared

@@ -14,7 +14,9 @@ from act.context import Context
 from act.quant.calibrate import quantized_layers
 from act.quant.config import QuantConfig
 from act.quant.fake_quant import FakeQuantize
+from act.quant.matmul import QuantizedAttention
 from act.quant.prepare import add_quantizers, partly_quantized, quant_plan, set_ranges
+from act.selection import trace_calls
 from act.sparsity.masks import nm_mask, parse_pattern
 from act.strategies.base import LayerLeft
 from act.strategies.prune import Prune, PruneConfig
@@ -24,7 +26,8 @@ from act.strategies.prune import Prune, PruneConfig
 class Unit:
     """One thing to treat on its own. Within `applied()` the model is treated, before and after it is not.
 
-    `name`: a layer, or the module around a group of units. `layers`: the layers that are treated, at least one.
+    `name`: a layer, or the module around a group of units. `layers`: the called layers that it consists of, at least
+    one.
     `kind`: what a group is (heads, mlp, attention); empty for a layer. `detail`: how the treatment came out here.
     """
 
@@ -108,6 +111,7 @@ class Quantization:
 
     def prepare(self, model: nn.Module) -> Prepared:
         left = quant_plan(model, self.config, self.ctx).left
+        called = [call.name for call in trace_calls(model, self.ctx.input_size)]
         names = add_quantizers(model, self.config, self.ctx, "fixed")
         layers = dict(quantized_layers(model))
         biases = {name: layer.bias.detach().clone() for name, layer in layers.items() if layer.bias is not None}
@@ -118,20 +122,26 @@ class Quantization:
             partly = {layer.name: layer.reason for layer in partly_quantized(model, self.config, self.ctx)}
         units = []
         for name in names:
-            if name in layers:
-                layer = layers[name]
-                parts, bias, inside, kind = (layer.weight_quantizer, layer.input_quantizer), layer.bias, (name,), ""
-            else:  # an attention module: its own two products, not its layers
-                parts, bias, kind = model.get_submodule(name).matmul_quantizers, None, "attention"
-                inside = tuple(other for other in layers if other.startswith(f"{name}."))
-            quantizers = [part for part in parts if part is not None]
+            quantizers = _quantizers(model.get_submodule(name))
             for quantizer in quantizers:
                 quantizer.enabled = False
+            if name not in layers:  # an attention module: its own two products, not its layers
+                inside = tuple(layer for layer in called if layer.startswith(f"{name}."))
+                units.append(Unit(name, inside, partial(_quantized, quantizers, None, None), "attention"))
+                continue
+            bias = layers[name].bias
             if bias is not None:
                 bias.data.copy_(biases[name])
             applied = partial(_quantized, quantizers, bias, corrected.get(name))
-            units.append(Unit(name, inside, applied, kind, partly.get(name, "")))
+            units.append(Unit(name, (name,), applied, detail=partly.get(name, "")))
         return Prepared(units, left)
+
+
+def _quantizers(module: nn.Module) -> list[FakeQuantize]:
+    """Those of a layer, or of the products of an attention module, without those of the layers inside."""
+    if isinstance(module, QuantizedAttention):
+        return [quantizer for quantizer in module.matmul_quantizers if isinstance(quantizer, FakeQuantize)]
+    return [part for part in module.children() if isinstance(part, FakeQuantize)]
 
 
 @contextmanager
