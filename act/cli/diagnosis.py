@@ -31,6 +31,7 @@ EXTRAS = {
     "datasets": "datasets",
     "webdataset": "datasets",
     "tensorboard": "dev",
+    "matplotlib": "report",
 }
 _MODULES = {"hydra-core": "hydra"}
 # Instruction sets that decide how fast integer kernels are, as Linux names them.

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, verify
+from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, sensitivity, verify
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
@@ -22,6 +22,7 @@ VERBS = {
     "plan": plan,
     "nodes": nodes,
     "analyze": analyze,
+    "sensitivity": sensitivity,
     "recipes": recipes,
     "eval": eval,
     "bench": bench,

@@ -63,7 +63,7 @@ def run(
         stages = build_stages(recipe)
         check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
-        _check_head(original, ctx)
+        check_head(original, ctx)
         _check_training(stages, data)
         main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
         ctx.log = EventLog(target.events, main=is_main())
@@ -248,7 +248,7 @@ def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
         raise InputError(problems)
 
 
-def _check_head(original: nn.Module, ctx: Context) -> None:
+def check_head(original: nn.Module, ctx: Context) -> None:
     """One forward pass: the model takes these images, and its head fits the labels."""
     try:
         with torch.no_grad():
