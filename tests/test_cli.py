@@ -93,7 +93,18 @@ def test_overrides_may_stand_anywhere_after_the_recipe(argv: list[str]) -> None:
     assert (args.recipe, args.overrides, str(args.dir)) == ("r", ["a=1", "b=2"], "d")
 
 
-@pytest.mark.parametrize("argv", [[], ["fly"], ["run"], ["run", "r", "--speed", "9"], ["doctor", "extra"]])
+@pytest.mark.parametrize(
+    "words",
+    ["A B data.x=1 --batch 1,8", "A B --batch 1,8 data.x=1", "--batch 1,8 A B data.x=1", "A --batch 1,8 B data.x=1"],
+)
+def test_files_and_overrides_of_bench_may_stand_on_both_sides_of_options(words: str) -> None:
+    args = parse(["bench", *words.split()])
+    assert (args.files, args.batch) == (["A", "B", "data.x=1"], "1,8")
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["run"], ["run", "r", "--speed", "9"], ["doctor", "extra"], ["bench", "a", "--fast", "b"]]
+)
 def test_a_wrong_command_line_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(argv)

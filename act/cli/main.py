@@ -70,16 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command line; `key=value` words may stand before and after options."""
+    """The arguments of a command line; a verb's list of words (key=value, files) may go on after options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     # argparse gives a list of words only those before the first option; the rest come back as unknown.
-    words = [word for word in rest if hasattr(args, "overrides") and not word.startswith("-")]
+    name = next((name for name in ("overrides", "files") if hasattr(args, name)), None)
+    words = [word for word in rest if name is not None and not word.startswith("-")]
     unknown = [word for word in rest if word not in words]
     if unknown:
         parser.error(f"unknown: {' '.join(unknown)}; see: {PROGRAM} {args.verb} --help")
-    if words:
-        args.overrides = [*args.overrides, *words]
+    if name is not None:
+        setattr(args, name, [*getattr(args, name), *words])
     return args
 
 

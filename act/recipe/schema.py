@@ -7,7 +7,7 @@ the reference text that `vitcompress recipes show` and the documentation print.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -116,6 +116,8 @@ class ExportConfig:
     min_agreement: float = 90.0
     # In files for one runtime, of a recipe that quantises matmul: how attention products run. auto: the faster here.
     attention: str = "auto"  # auto, int8, float
+    # In OpenVINO's file: append zero tokens, which no attention sees, up to a multiple of 8. auto: if faster here.
+    pad_tokens: Literal["auto", True, False] = "auto"
 
 
 @dataclass

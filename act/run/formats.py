@@ -70,20 +70,34 @@ def write_onnx(job: Job) -> Written:
 def write_contrib(job: Job) -> Written:
     """model.onnxruntime.onnx: the main file in ONNX Runtime's own operators, for no other runtime."""
     from act.export.contrib import export_contrib
-    from act.run.choice import write_faster
+    from act.run.choice import Form, attention_forms, write_fastest
 
     target = job.onnx.with_name(f"{job.onnx.stem}.onnxruntime.onnx")
-    notes = write_faster(job, target, "onnxruntime", lambda path, form: export_contrib(job.onnx, path, form))
+    forms = [Form(attention) for attention in attention_forms(job)]
+    notes = write_fastest(
+        job, target, "onnxruntime", forms, lambda path, form: export_contrib(job.onnx, path, form.attention)
+    )
     return Written(target, notes=notes)
 
 
 def write_openvino(job: Job) -> Written:
     """model.openvino.xml and .bin, converted from the main ONNX file; weights keep their types."""
-    from act.export.openvino import export_openvino
-    from act.run.choice import write_faster
+    from act.export.openvino import export_openvino, not_padded
+    from act.run.choice import Form, attention_forms, padding_forms, write_fastest
 
     target = job.onnx.with_name(f"{job.onnx.stem}.openvino.xml")
-    notes = write_faster(job, target, "openvino", lambda path, form: export_openvino(job.onnx, path, form))
+    obstacle = not_padded(job.onnx)
+    paddings = padding_forms(job, obstacle)
+    forms = [Form(attention, padded) for attention in attention_forms(job) for padded in paddings]
+    notes = write_fastest(
+        job,
+        target,
+        "openvino",
+        forms,
+        lambda path, form: export_openvino(job.onnx, path, form.attention, form.padded),
+    )
+    if obstacle is not None:
+        notes["not_padded"] = obstacle
     return Written(target, (target.with_suffix(".bin"),), notes)
 
 

@@ -161,15 +161,16 @@ def _exported(report: Mapping[str, Any]) -> str:
 
 
 def _forms(report: Mapping[str, Any]) -> str:
-    """What was rewritten in each file for one runtime, and why its attention runs as it does."""
+    """What was rewritten in each file for one runtime, and why it has the form that it has."""
     lines = []
     for item in report["artifacts"]:
         if "rewritten" not in item:
             continue
-        times = ", ".join(f"{form} {_ms(median)}" for form, median in item.get("attention_ms", {}).items())
+        times = "; ".join(f"{form} {_ms(median)}" for form, median in item.get("form_ms", {}).items())
         done = ", ".join(f"{count} {what}" for what, count in item["rewritten"].items() if count)
         measured = f" (measured: {times})" if times else ""
-        text = f"{item['format']}: attention in {item['attention']}{measured}; {done}"
+        left = f"; no tokens appended: {item['not_padded']}" if "not_padded" in item else ""
+        text = f"{item['format']}: attention in {item['attention']}{measured}; {done}{left}"
         lines.append(f"<li>{escape(text)}</li>")
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
