@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CRITERIA = ("magnitude", "wanda", "sparsegpt")
 MASKS = ("fixed", "sr-ste")
+MILDER_SHARE = 0.25  # of the layers, left dense when too much accuracy was lost
 
 
 @dataclass
@@ -148,6 +149,11 @@ class Prune(Strategy):
             assert layer.weight_mask is not None
             layer.weight.data.mul_(layer.weight_mask)
             layer.straight_through = False
+
+    def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
+        from act.sensitivity.worst import excluding_worst
+
+        return excluding_worst(self.config, model, ctx, "sparsity", MILDER_SHARE)
 
     def invariants(self, model: nn.Module) -> list[Invariant]:
         n, m = parse_pattern(self.config.pattern)
