@@ -255,8 +255,8 @@ def test_progress_counts_every_unit() -> None:
     steps: list[Step] = []
     model = build("vit_tiny_patch16_224")
     measure_sensitivity(model, batches(), [Structure(0.5, SIZE)], steps.append)
-    assert [(step.done, step.units) for step in steps] == [(i, 4) for i in range(1, 5)]
-    assert steps[-1].seconds == 0 and all(step.seconds > 0 for step in steps[:-1])
+    assert [(step.done, step.units) for step in steps] == [(0, 0), *((i, 4) for i in range(1, 5))]
+    assert steps[-1].seconds == 0 and all(step.seconds > 0 for step in steps[1:-1])
 
 
 def test_no_images_and_outputs_that_are_not_finite_are_refused() -> None:

@@ -165,6 +165,8 @@ class _Watch:
         from act.train.progress import clock
 
         text = f"{step.treatment}: {step.done}/{step.units} {step.layer}  eta {clock(step.seconds)}"
+        if not step.units:
+            text = f"{step.treatment}: preparing"
         if self._terminal:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
         elif step.done == step.units or time.monotonic() - self._last > PAUSE:

@@ -40,7 +40,10 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Step:
-    """Progress: `done` of `units` units of a treatment; `seconds` until its last one at the pace so far."""
+    """Progress: `done` of `units` units of a treatment, `seconds` until its last one at the pace so far.
+
+    `units` is 0 while the treatment is being prepared, which for integers means calibration.
+    """
 
     treatment: str
     layer: str
@@ -82,11 +85,13 @@ def measure_sensitivity(
     channels, height, width = batches[0].shape[1:]
     kinds = {product.module: product.kind for product in analyze(original, (channels, height, width)).products}
     result = Measured(sum(len(batch) for batch in batches), list(kinds))
+    progress = progress or (lambda _: None)
     for treatment in treatments:
+        progress(Step(treatment.name, "", 0, 0, 0.0))
         treated = copy.deepcopy(original)
         prepared = treatment.prepare(treated)
         result.left[treatment.name] = prepared.left
-        found = _measure(treated, batches, reference, treatment.name, prepared.units, progress or (lambda _: None))
+        found = _measure(treated, batches, reference, treatment.name, prepared.units, progress)
         for unit, (kl, error, agreement) in found:
             kind = unit.kind or kinds.get(unit.name, "other")
             result.costs.append(

@@ -52,7 +52,8 @@ def write_picture(path: Path, found: Measured, title: str) -> None:
     axes.set_xticks(range(len(treatments)), treatments)
     axes.set_yticks(range(len(layers)), layers)
     axes.tick_params(labelsize=7, length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_title(f"{title}\nKL divergence of one change alone; grey: left out", fontsize=8)
+    remark = "KL divergence of one change alone; grey: left out\nheads and MLP units: at each of their layers"
+    axes.set_title(f"{title}\n{remark}", fontsize=8)
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
     for (layer, treatment), kl in values.items():
         row, column = layers.index(layer), treatments.index(treatment)
