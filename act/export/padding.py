@@ -80,7 +80,9 @@ def _apply(model: onnx.ModelProto, plan: Widening, count: int) -> None:
         add = helper.make_node("Add", [node.input[0], _MASK], [hidden], name=f"{node.name}/mask")
         node.input[0] = hidden
         new[id(node)] = [add, *new.get(id(node), [node])]
-    del model.graph.value_info[:]
+    for value in model.graph.value_info:
+        for axis in plan.axes.get(value.name, NONE) if value.name != plan.source else ():
+            value.type.tensor_type.shape.dim[axis].dim_value += count
     replace(model.graph, [], new)
 
 
