@@ -87,6 +87,10 @@ class Strategy(ABC):
         """Impossible values or combinations within the section, each `key: what is wrong; what is allowed`."""
         return []
 
+    def unsupported(self, model: nn.Module, ctx: Context) -> str | None:
+        """Why no part of this model can be compressed so, None if it can; `select` raises InputError with it."""
+        return None
+
     @abstractmethod
     def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
         """Which layers this strategy will touch and leave. Light: shapes and names only, no data."""
@@ -105,6 +109,10 @@ class Strategy(ABC):
 
     def finalize(self, model: nn.Module, ctx: Context) -> None:
         """Settle the state after the stage (bake masks into weights, freeze ranges)."""
+
+    def settled(self, model: nn.Module, plan: LayerPlan) -> LayerPlan:
+        """The `plan` of the model before as it came out in the prepared `model`, where measuring chose among layers."""
+        return plan
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Layers of the prepared model that were touched, but less than asked, and why."""
