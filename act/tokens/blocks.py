@@ -88,11 +88,15 @@ class MergingBlock:
     mlp: nn.Module
     token_merge: TokenMerge
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, N, C] to [B, N - count, C]."""
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens [B, N, C] to [B, N - count, C]; what else the model passes must be None or False."""
+        if any(value is not None and value is not False for value in (*args, *kwargs.values())):
+            raise ActError("TokenMerge: a block that merges tokens takes no mask, bias or rotation for each position")
         sizes = cast(Tensor | None, getattr(x, _SIZES, None))
         if self.token_merge.weighted and sizes is None:
-            raise ActError("TokenMerge: a block got tokens without their sizes; something between the blocks makes new")
+            raise ActError(
+                "TokenMerge: a block got other tokens than the block before it gave, so their sizes are lost"
+            )
         call = AttentionCall(sizes.log()[:, None, None, :, 0] if sizes is not None and self._proportional else None)
         block = cast(nn.Module, self)
         x = x + scaled(block, 1, self.attn(self.norm1(x), call))
