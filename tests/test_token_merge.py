@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from act.analysis import analyze
+from act.backends.openvino import OpenVino
 from act.context import Context
 from act.data.batch import Batch
 from act.errors import ActError, InputError
+from act.export.contrib import export_contrib
 from act.export.onnx import export_onnx
+from act.export.openvino import export_openvino
 from act.quant.matmul import QuantizedAttention
 from act.recipe.schema import Recipe
 from act.run.baseline import count_macs
@@ -236,14 +239,36 @@ def test_onnx_file_is_the_model(mode: str, attention: bool, tmp_path: Path) -> N
         strategy("QuantPost", quantize_op_types=types, equalize=False).prepare(model, context())
         assert isinstance(model.get_submodule("blocks.1.attn"), QuantizedAttention)
     export_onnx(model, tmp_path / "model.onnx", SIZE)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for batch in (1, 5):
-        found = session.run(None, {"images": images(batch).numpy()})[0]
+        found = _run(tmp_path / "model.onnx", images(batch))
         with torch.no_grad():
             wanted = model(images(batch)).numpy()
         # Codes that differ by one, and tokens that are merged otherwise because of it, leave most of it as it is.
         bound = 0.1 * float(np.abs(wanted).max()) if attention else 1e-4
         assert float(np.abs(found - wanted).max()) < bound
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_runtime_files_fuse_attention_and_cut_the_last_block(quantized: bool, tmp_path: Path) -> None:
+    model = merged(vit(), tokens=3)
+    if quantized:
+        strategy("QuantPost", equalize=False).prepare(model, context())
+    export_onnx(model, tmp_path / "model.onnx", SIZE)
+    made = export_contrib(tmp_path / "model.onnx", tmp_path / "fused.onnx", "float")
+    # The first block's attention has no bias yet, so with an integer projection it becomes one operator with it.
+    assert made["QAttention"] == int(quantized) and made["MultiHeadAttention"] == 3 - int(quantized)
+    assert made["products on read tokens only"] > 0
+    found, wanted = (_run(tmp_path / name, images(3)) for name in ("fused.onnx", "model.onnx"))
+    bound = 0.1 * float(np.abs(wanted).max()) if quantized else 1e-4
+    assert float(np.abs(found - wanted).max()) < bound
+    export_openvino(tmp_path / "model.onnx", tmp_path / "model.xml", "float")
+    found = OpenVino().load(tmp_path / "model.xml", threads=1).run(images(3).numpy())
+    assert float(np.abs(found - wanted).max()) < bound
+
+
+def _run(path: Path, batch: Tensor) -> Any:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": batch.numpy()})[0]
 
 
 def test_auto_distillation_compares_the_class_token_and_says_so() -> None:

@@ -94,9 +94,7 @@ class MergingBlock:
             raise ActError("TokenMerge: a block that merges tokens takes no mask, bias or rotation for each position")
         sizes = cast(Tensor | None, getattr(x, _SIZES, None))
         if self.token_merge.weighted and sizes is None:
-            raise ActError(
-                "TokenMerge: a block got other tokens than the block before it gave, so their sizes are lost"
-            )
+            raise ActError("TokenMerge: a block did not get what the block before it gave, so their sizes are lost")
         call = AttentionCall(sizes.log()[:, None, None, :, 0] if sizes is not None and self._proportional else None)
         block = cast(nn.Module, self)
         x = x + scaled(block, 1, self.attn(self.norm1(x), call))

@@ -71,4 +71,5 @@ def drop_tokens(x: Tensor, query: Tensor, keys: Tensor, count: int, prefix: int)
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """x [B, N, C] at index [B, K]: [B, K, C]."""
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
+    # Not len(x), which would fix the number of images of an exported file.
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
