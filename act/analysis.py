@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KINDS = ("patch_embed", "qkv", "qk^T", "av", "proj", "fc1", "fc2", "head", "other")
+from act.tokens.blocks import TokenMerge
+
+KINDS = ("patch_embed", "qkv", "qk^T", "av", "proj", "fc1", "fc2", "head", "merge", "other")
 FLOAT_BITS = 32
 _ATEN = torch.ops.aten
 
@@ -176,7 +178,9 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not weighted:
             self._calls[name] = self._calls.get(name, 0) + 1
         groups = int(args[8]) if convolution and len(args) > 8 else 1
-        return Product(name, weighted, macs, int(result.shape[1 if convolution else -1]), groups, params, bits, density)
+        columns = int(result.shape[1 if convolution else -1])
+        kind = "merge" if isinstance(module, TokenMerge) else "other"
+        return Product(name, weighted, macs, columns, groups, params, bits, density, kind=kind)
 
 
 def _mm(args: Any, result: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -226,9 +230,9 @@ def _named(products: Sequence[Product], classes: set[int]) -> list[Product]:
     blocks = _blocks(products)
     placed = [replace(product, block=_within(product.module, blocks)) for product in products]
     inside = [index for index, product in enumerate(placed) if product.block]
-    kinds = ["other"] * len(placed)
+    kinds = [product.kind for product in placed]
     for block in blocks:
-        own = [index for index in inside if placed[index].block == block]
+        own = [index for index in inside if placed[index].block == block and placed[index].kind != "merge"]
         for index, kind in zip(own, _block_kinds([placed[index] for index in own]), strict=True):
             kinds[index] = kind
     for index, product in enumerate(placed):
@@ -242,7 +246,8 @@ def _named(products: Sequence[Product], classes: set[int]) -> list[Product]:
 
 def _blocks(products: Iterable[Product]) -> list[str]:
     """The widest numbered modules around exactly one attention, that is around the products of two activations."""
-    attentions = list(dict.fromkeys(product.module for product in products if not product.weighted))
+    pairs = (product for product in products if not product.weighted and product.kind != "merge")
+    attentions = list(dict.fromkeys(product.module for product in pairs))
     found = []
     for name in attentions:
         parts = name.split(".")

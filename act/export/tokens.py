@@ -18,6 +18,7 @@ from act.export.patterns import replace
 from act.export.rows import BINARY, LAST_AXIS, TOKENS, UNARY, reshape_keeps, scalar_parameters
 
 _ROWS = ("MatMul", "MatMulIntegerToFloat", "MultiHeadAttention")
+_BIAS = 5  # the input of MultiHeadAttention that is added to its scores [batch, heads, queries, keys]
 Operand = tuple[int, int]  # (which input, the axis of its tokens)
 
 
@@ -102,7 +103,10 @@ class _Narrowing:
             return [(0, axis)]
         if node.op_type in _ROWS:
             # A value without an inferred shape is one of the two operators of three axes.
-            return [(0, axis)] if axis == (rank or 3) - 2 else None
+            if axis != (rank or 3) - 2:
+                return None
+            biased = node.op_type == "MultiHeadAttention" and len(node.input) > _BIAS
+            return [(0, axis), (_BIAS, 2)] if biased else [(0, axis)]
         if node.op_type in LAST_AXIS and rank and axis < rank - 1:
             last = attribute(node, "axis", -1) % rank == rank - 1
             return [(0, axis)] if last else None

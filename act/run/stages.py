@@ -131,10 +131,11 @@ class StageRun:
         started = time.monotonic()
         reset_peak()
         plan = strategy.select(model, ctx)
+        model = self.prepared(model)
+        plan = strategy.settled(model, plan)
         for layer in plan.left:
             ctx.log("layer_left", name=layer.name, reason=layer.reason, stage=self.stage.name)
         ctx.log("layers", f"  {len(plan.done)} layers, {len(plan.left)} left as they are", stage=self.stage.name)
-        model = self.prepared(model)
         steps, seconds = self.train(model)
         strategy.finalize(model, ctx)
         figures: dict[str, float] = {}

@@ -87,6 +87,10 @@ class Strategy(ABC):
         """Impossible values or combinations within the section, each `key: what is wrong; what is allowed`."""
         return []
 
+    def unsupported(self, model: nn.Module, ctx: Context) -> str | None:
+        """Why no part of this model can be compressed so, None if it can; `select` raises InputError with it."""
+        return None
+
     @abstractmethod
     def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
         """Which layers this strategy will touch and leave. Light: shapes and names only, no data."""
@@ -110,6 +114,10 @@ class Strategy(ABC):
         """A config that compresses the original `model` less, and how, in words; None if there is none. Asked when the
         stage lost more accuracy than the target allows."""
         return None
+
+    def settled(self, model: nn.Module, plan: LayerPlan) -> LayerPlan:
+        """The `plan` of the model before as it came out in the prepared `model`, where measuring chose among layers."""
+        return plan
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Layers of the prepared model that were touched, but less than asked, and why."""

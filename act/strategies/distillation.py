@@ -92,7 +92,7 @@ class Distillation(Strategy):
         shares = list(config.teacher_weights) or [1.0] * len(teachers)
         if len(shares) != len(teachers):
             raise InputError(f"Distillation.teacher_weights: {len(shares)} for {len(teachers)} teachers; give one each")
-        return DistillObjective(
+        objective = DistillObjective(
             student,
             teachers,
             shares,
@@ -101,6 +101,9 @@ class Distillation(Strategy):
             ctx.input_size,
             ctx.recipe.seed,
         )
+        for line in objective.remarks():
+            ctx.log("distillation", f"  Distillation.node: auto: {line}")
+        return objective
 
     def _terms(self, student: nn.Module, teacher: nn.Module, check_teacher: bool = True) -> list[FeatureTerm]:
         """One term per module: `alpha` of an entry is shared equally by the modules that it matches."""
@@ -118,7 +121,10 @@ class Distillation(Strategy):
                     f"{len(own)} of the student; they are compared in order and must be as many"
                 )
             weight = float(alphas[index]) / len(own)
-            terms += [FeatureTerm(a, b, losses[index], weight) for a, b in zip(own, theirs, strict=True) if weight]
+            auto = entries[index] == AUTO
+            terms += [
+                FeatureTerm(a, b, losses[index], weight, auto) for a, b in zip(own, theirs, strict=True) if weight
+            ]
         return terms
 
     def _teacher_nodes(
