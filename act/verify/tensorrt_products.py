@@ -32,7 +32,7 @@ def sparsity(subject: Subject) -> Findings:
         pattern = subject.sparse.get(weight.name)
         if pattern is None:
             continue
-        n, m = parse_pattern(pattern)
+        n, m, _ = parse_pattern(pattern)
         size = weight.array.shape[weight.k]
         if m > 4 or n > 2:
             yield label(weight.product), f"{weight.name}: claims {pattern}; sparse tensor cores run 2:4; prune so"
