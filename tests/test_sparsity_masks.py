@@ -132,7 +132,7 @@ def test_parse_pattern_round_trip(n: int, extra: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "2", "2:", "2/4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "two:four", "3:8 pairs", "1:4 pairs", "4:8 pair"],
+    ["", "2", "2:", "2/4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "3:8 pairs", "1:4 pairs", "4:8 pair"],
 )
 def test_bad_patterns_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="sparsity pattern"):

@@ -16,9 +16,9 @@ from torch import Tensor
 from act.sparsity.masks import nm_mask
 
 _WORK = 120_000_000  # scores looked at per search: some 3 s on two cores
-_ROUNDS = 1000  # at most, for small layers
+_ROUNDS = 300  # at most, for small layers
 _ROWS = 8192  # rows that a search looks at; more are sampled
-_ESCAPES = 10  # random swaps out of a local optimum, each followed by tournaments to the next
+_ESCAPES = 4  # random swaps out of a local optimum, each followed by tournaments to the next
 _GAIN = 1e-6  # relative; less is rounding
 
 
