@@ -167,6 +167,10 @@ def test_sr_ste_moves_masks_and_fixed_masks_stay() -> None:
         moved = any(not torch.equal(layer.weight_mask, masks[n]) for n, layer in compressed_layers(model))  # type: ignore[arg-type]
         assert moved == (kind == "sr-ste")
         assert (logged.get("mask_flip_rate", 0.0) > 0) == moved
+        by_layer = {n: logged[f"mask_flip_rate.{n}"] for n in masks} if moved else {}
+        for n, layer in compressed_layers(model):
+            if moved:
+                assert by_layer[n] == pytest.approx(float((layer.weight_mask != masks[n]).float().mean()))
         assert strategy.after_step(model, 10, 10).keys() == logged.keys()
         strategy.finalize(model, ctx)
         assert all(invariant.holds for invariant in strategy.invariants(model))

@@ -16,6 +16,7 @@ from act.sparsity.masks import Pattern, flip_rate, nm_mask, nm_violations, parse
 from act.sparsity.oneshot import oneshot_prune
 from act.sparsity.permute import Kept
 from act.sparsity.reorder import input_norms, reorderable, search_groups
+from act.sparsity.srste import decay_pruned
 from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 
 if TYPE_CHECKING:
@@ -141,7 +142,6 @@ class Prune(Strategy):
                 assert layer.weight_mask is not None
                 layer.weight_mask.copy_(masks[name])
                 layer.straight_through = config.mask == "sr-ste"
-                layer.sparse_decay = config.decay
                 if config.mask == "fixed":
                     layer.weight.data.mul_(layer.weight_mask)
 
@@ -161,6 +161,12 @@ class Prune(Strategy):
 
         ctx.edit(model, search_groups(model, groups, names, norms, self._pattern, ctx.recipe.seed, progress))
         ctx.log("permute", f"{len(readers)} layers reordered: {total.text()}", efficacy=total.efficacy)
+
+    def before_step(self, model: nn.Module) -> None:
+        if self.config.mask == "sr-ste":
+            for _, layer in self._masked(model):
+                assert layer.weight_mask is not None
+                decay_pruned(layer.weight, layer.weight_mask, self.config.decay)
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> dict[str, float]:
         if self.config.mask == "fixed" or step > self.config.freeze_after * steps:
