@@ -32,6 +32,7 @@ def apply_edit(model: nn.Module, edit: dict[str, Any]) -> None:
     import act.depth.remove
     import act.layers
     import act.quant.matmul
+    import act.sparsity.reorder
     import act.structure.shrink
     import act.tokens.blocks  # noqa: F401  registering their edits
 

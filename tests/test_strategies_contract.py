@@ -169,6 +169,25 @@ def test_masks_survive_quantisation_training(family: str) -> None:
             assert bool((codes[~layer.weight_mask] == 0).all()), name
 
 
+def test_the_pull_of_sr_ste_counts_once_however_many_batches_make_a_step() -> None:
+    cls = load_strategies()["Prune"]
+    gradients = []
+    for decay in (0.0, 0.5):
+        model, ctx = build("vit_tiny_patch16_224"), context()
+        strategy = cls(cls.Config(mask="sr-ste", decay=decay))
+        strategy.prepare(model, ctx)
+        for batch in images().split(2):
+            logits(model(batch)).square().sum().backward()
+        strategy.before_step(model)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    masked = [(n, layer) for n, layer in compressed_layers(model) if layer.weight_mask is not None]
+    assert masked
+    for name, layer in masked:
+        plain, pulled = (found.pop(f"{name}.weight") for found in gradients)
+        torch.testing.assert_close(pulled - plain, 0.5 * ~layer.weight_mask * layer.weight, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
 def test_sr_ste_moves_masks_and_fixed_masks_stay() -> None:
     cls = load_strategies()["Prune"]
     for kind in ("fixed", "sr-ste"):
@@ -183,6 +202,10 @@ def test_sr_ste_moves_masks_and_fixed_masks_stay() -> None:
         moved = any(not torch.equal(layer.weight_mask, masks[n]) for n, layer in compressed_layers(model))  # type: ignore[arg-type]
         assert moved == (kind == "sr-ste")
         assert (logged.get("mask_flip_rate", 0.0) > 0) == moved
+        by_layer = {n: logged[f"mask_flip_rate.{n}"] for n in masks} if moved else {}
+        for n, layer in compressed_layers(model):
+            if moved:
+                assert by_layer[n] == pytest.approx(float((layer.weight_mask != masks[n]).float().mean()))
         assert strategy.after_step(model, 10, 10).keys() == logged.keys()
         strategy.finalize(model, ctx)
         assert all(invariant.holds for invariant in strategy.invariants(model))

@@ -108,6 +108,7 @@ def write_tensorrt(job: Job) -> Written:
     from act.export.tensorrt import COMMANDS, NOT_RUN, export_tensorrt, trtexec, write_commands
     from act.verify.match import Expected
     from act.verify.tensorrt import TENSORRT_FILE
+    from act.verify.tensorrt_products import sparse_kernels
 
     target, ctx = job.onnx.with_name(TENSORRT_FILE), job.ctx
     sparse = Expected.from_edits(ctx.edits).masks
@@ -116,7 +117,8 @@ def write_tensorrt(job: Job) -> Written:
         ctx.log("tensorrt", f"  {remark}")
     usual = max([ctx.recipe.target.batch, *ctx.recipe.export.benchmark_batches])
     batches = (1, usual, max(32, usual))
-    commands = {str(v): trtexec(target.name, ctx.input_size, batches, bool(sparse), v) for v in (10, 11)}
+    kernels = any(map(sparse_kernels, sparse.values()))
+    commands = {str(v): trtexec(target.name, ctx.input_size, batches, kernels, v) for v in (10, 11)}
     write_commands(job.onnx.with_name(COMMANDS), commands)
     notes = {
         "integer_products": done.integer_products,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from act.run.chart import loss_chart
+from act.run.chart import loss_chart, value_chart
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c2127;--soft:#5f6b7a;--line:#d9dee4;--card:#fff;--page:#f4f6f8;--good:#137333;
@@ -47,7 +47,7 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
         _section("Stages", _stages(report)),
         _section("What must hold", _invariants(report)),
         _section("Layers left as they were", _left(report)),
-        _section("Training", loss_chart(events)),
+        _section("Training", loss_chart(events) + value_chart(events)),
         _section("Recipe", f"<pre>{escape(recipe_text)}</pre>"),
         _section("Environment", _mapping(report.get("environment", {}))),
     ]

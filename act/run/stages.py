@@ -230,7 +230,7 @@ def _trainable_copy(original: nn.Module, ctx: Context) -> nn.Module:
 def training_flags(model: nn.Module) -> dict[str, Any]:
     """What of a compressed model in training is neither structure nor tensor: how masks train, what is frozen."""
     return {
-        "masks": {name: [layer.straight_through, layer.sparse_decay] for name, layer in compressed_layers(model)},
+        "masks": {name: layer.straight_through for name, layer in compressed_layers(model)},
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
     }
 
@@ -241,7 +241,7 @@ def _load(session: Session, folder: Path) -> nn.Module:
     session.ctx.edits[:] = json.loads((folder / "arch.json").read_text(encoding="utf-8"))["edits"]
     flags = json.loads((folder / "done.json").read_text(encoding="utf-8"))["flags"]
     for name, layer in compressed_layers(model):
-        layer.straight_through, layer.sparse_decay = flags["masks"][name]
+        layer.straight_through = flags["masks"][name]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in flags["frozen"])
     return model.to(session.ctx.device)

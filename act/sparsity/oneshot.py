@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from act.sparsity.masks import from_gemm_rows, gemm_rows, grouped, nm_mask, nm_violations
+from act.sparsity.masks import Pattern, from_gemm_rows, gemm_rows, grouped, nm_mask, nm_violations
 from act.sparsity.moments import Moments
 from act.sparsity.sparsegpt import DAMPING, output_error, sparsegpt
 from act.sparsity.walk import Walk
@@ -29,6 +29,7 @@ def oneshot_prune(
     m: int,
     criterion: Criterion = "sparsegpt",
     *,
+    unit: int = 1,
     damping: float = DAMPING,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def oneshot_prune(
     pruned so far and is fitted to the *dense* model's output (asymmetric calibration as in GPTAQ, arXiv 2504.02692).
     Where that output is added to a residual stream, it is fitted to the dense stream after the addition, and so makes
     up for the errors of all layers before it. `damping` is relative to the mean of the Hessian's diagonal, and is a
-    ridge towards the dense weight.
+    ridge towards the dense weight. `unit` weights in a row are kept or dropped together.
 
     Memory: one layer's moments, and for models with repeated blocks the input of one block for all batches, twice.
     Repeated blocks are replayed one by one; a layer outside of any costs a forward of the model as far as that layer.
@@ -52,14 +53,17 @@ def oneshot_prune(
     that no input reaches (their weight is used outside their forward) or that are called twice in a forward, nan
     inputs.
     """
+    pattern = Pattern(n, m, unit)
     modules = _check(model, layers, m, criterion)
     if criterion == "magnitude":
-        return {name: _apply(module, nm_mask(module.weight.detach().abs(), n, m)) for name, module in modules.items()}
+        return {
+            name: _apply(module, nm_mask(module.weight.detach().abs(), *pattern)) for name, module in modules.items()
+        }
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
-            pruner = _Pruner(model, _reader(batches), n, m, criterion, damping, progress or (lambda _: None))
+            pruner = _Pruner(model, _reader(batches), pattern, criterion, damping, progress or (lambda _: None))
             masks = pruner.run(layers)
     finally:
         for module in training:
@@ -105,8 +109,7 @@ class _Pruner:
 
     model: nn.Module
     read: Callable[[], Iterator[Tensor]]
-    n: int
-    m: int
+    pattern: Pattern
     criterion: Criterion
     damping: float
     progress: Callable[[str], None]
@@ -116,7 +119,7 @@ class _Pruner:
         masks: dict[str, Tensor] = {}
         for name, block in walk.layers():
             masks[name] = self._prune(name, walk.moments(name, block, with_skip=self.criterion == "sparsegpt"))
-            self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.n}:{self.m}, {self.note}")
+            self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.pattern}, {self.note}")
         return masks
 
     def _prune(self, name: str, moments: Moments) -> Tensor:
@@ -124,19 +127,20 @@ class _Pruner:
         shape, flat = layer.weight.shape, gemm_rows(layer.weight.detach())
         if self.criterion == "wanda":
             score = wanda_score(flat, moments.xx.diagonal().sqrt())
-            mask = from_gemm_rows(nm_mask(score, self.n, self.m), shape)
+            mask = from_gemm_rows(nm_mask(score, *self.pattern), shape)
             self.note = f"{int(mask.sum())} weights kept"
             return _apply(layer, mask)
         hessian = moments.hessian(centred=layer.bias is not None)
+        n, m, unit = self.pattern
         target = moments.target(flat, layer.bias, self.damping)
-        new, flat_mask = sparsegpt(target, hessian, self.n, self.m, self.damping)
+        new, flat_mask = sparsegpt(target, hessian, n, m, self.damping, unit=unit)
         self.note = f"relative output error {self._relative_error(target, new, hessian):.4f}"
         mask = from_gemm_rows(flat_mask, shape)
         layer.weight.data.copy_(from_gemm_rows(new, shape))
         if layer.bias is not None:
             layer.bias.data.copy_(moments.bias(gemm_rows(layer.weight.detach())))
-        if nm_violations(layer.weight.detach(), self.n, self.m):
-            raise AssertionError(f"layer {name!r} came out of pruning without its {self.n}:{self.m} pattern")
+        if nm_violations(layer.weight.detach(), *self.pattern):
+            raise AssertionError(f"layer {name!r} came out of pruning without its {self.pattern} pattern")
         return mask
 
     @staticmethod

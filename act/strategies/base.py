@@ -99,6 +99,9 @@ class Strategy(ABC):
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         """Turn `model` in place into its compressed form (through `ctx.edit`), ready for recovery training."""
 
+    def before_step(self, model: nn.Module) -> None:
+        """Called when the gradients of an optimiser step are complete, before they are clipped."""
+
     def after_step(self, model: nn.Module, step: int, steps: int) -> dict[str, float]:
         """Called after optimiser step `step` (1-based) of `steps`; returns values to log."""
         return {}

@@ -94,7 +94,7 @@ class Distillation(Strategy):
             raise InputError(f"Distillation.teacher_weights: {len(shares)} for {len(teachers)} teachers; give one each")
         objective = DistillObjective(
             student,
-            teachers,
+            [_in_order(student, teacher, ctx) for teacher in teachers],
             shares,
             LogitTerms(config.soft_weight, config.temperature, config.hard_weight, config.hard_label),
             [self._terms(student, teacher) for teacher in teachers],
@@ -140,6 +140,20 @@ class Distillation(Strategy):
             else [name for names in expand_nodes(teacher, own, where) for name in names]
             for entry, loss, own in zip(entries, losses, nodes, strict=True)
         ]
+
+
+def _in_order(student: nn.Module, teacher: nn.Module, ctx: Context) -> nn.Module:
+    """The teacher in the student's order of channels."""
+    from act.sparsity.reorder import reordered_like
+
+    found = reordered_like(student, teacher, ctx.edits)
+    if found is None:
+        ctx.log(
+            "warning",
+            "Distillation: pruning reordered the student's channels and this teacher, built in another way, cannot "
+            "follow: losses that compare channels one by one (l2, cosine) compare others; prefer loss: relation",
+        )
+    return teacher if found is None else found
 
 
 def _nodes(model: nn.Module, entries: list[str], losses: list[str], where: str) -> list[list[str]]:

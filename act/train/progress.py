@@ -61,10 +61,11 @@ class Meter:
 def describe(
     title: str, meter: Meter, losses: Mapping[str, float], learning_rate: float, values: Mapping[str, float]
 ) -> str:
-    """One line on the state of a training; `values` are what the strategy reported."""
+    """One line on the state of a training; `values` are what the strategy reported, without those of single layers
+    (`name.layer`), which are for the events."""
     parts = ", ".join(f"{name} {value:.4g}" for name, value in by_kind(losses).items())
     line = f"{title} {meter.step}/{meter.steps}  loss {sum(losses.values()):.4g} ({parts})"
-    line += "".join(f"  {name} {value:.4g}" for name, value in values.items())
+    line += "".join(f"  {name} {value:.4g}" for name, value in values.items() if "." not in name)
     return f"{line}  lr {learning_rate:.3g}  {meter.images_per_second:.1f} images/s  eta {clock(meter.eta_seconds)}"
 
 

@@ -176,6 +176,8 @@ def _run(training: _Training) -> None:
         while state.step < training.steps:
             rate = set_learning_rate(state.optimizer, schedule_factor(state.step + 1, training.steps, cfg))
             terms, images = _backward(training, stream)
+            if training.strategy is not None:
+                training.strategy.before_step(training.model)
             norm = clip_gradients(state.optimizer, cfg.clip_grad)
             check_finite(state.step + 1, terms, norm, cfg, training.last_good)
             state.optimizer.step()

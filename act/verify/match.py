@@ -108,8 +108,8 @@ def inputs_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expect
 
 def sparse_weights(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expected) -> str:
     """N:M holds along K for the masks and weights of model.safetensors and for the weights in the ONNX file."""
-    for name, pattern in expected.masks.items():
-        n, m = parse_pattern(pattern)
+    for name, text in expected.masks.items():
+        pattern = parse_pattern(text)
         mask = _tensor(tensors, f"{name}.weight_mask")
         key = expected.codes(name) if name in expected.weight_bits else f"{name}.weight_float"
         stored = torch.from_numpy(np.array(file.constant(key)))
@@ -117,7 +117,7 @@ def sparse_weights(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expe
         in_file = f"{str(stored.dtype).removeprefix('torch.')} weight in the ONNX file"
         masked = _tensor(tensors, f"{name}.weight") * mask
         for what, value in (("mask", mask), ("weight in model.safetensors", masked), (in_file, stored)):
-            broken = nm_violations(value, n, m)
+            broken = nm_violations(value, *pattern)
             if broken:
                 raise Broken(f"{name}: {broken} groups of its {what} break {pattern} along K")
     return f"{len(expected.masks)} layers"
