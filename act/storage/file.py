@@ -87,7 +87,7 @@ def scale_name(layer: str) -> str:
 def write_packed(packed: PackedFile) -> None:
     """Write the file to its path atomically."""
     weights = json.dumps({layer: layout.as_json() for layer, layout in packed.layouts.items()})
-    own = (FORMAT, VERSION, weights, _digest(weights, packed.tensors))
+    own = (FORMAT, VERSION, weights, digest(weights, packed.tensors))
     with replacing(packed.path) as temporary:
         save_file(packed.tensors, temporary, metadata={**packed.metadata, **dict(zip(_OWN, own, strict=True))})
 
@@ -113,7 +113,7 @@ def read_packed(path: str | Path) -> PackedFile:
     layouts = _layouts(header.get("weights", ""), where)
     for layer, layout in layouts.items():
         _check_parts(layer, layout, tensors, where)
-    if header.get("sha256") != _digest(header["weights"], tensors):
+    if header.get("sha256") != digest(header["weights"], tensors):
         raise InputError(f"{where}: its content is not what its sha256 says; it is damaged, export it again")
     return PackedFile(where, layouts, tensors, {key: text for key, text in header.items() if key not in _OWN})
 
@@ -156,7 +156,7 @@ def _check_parts(layer: str, layout: Layout, tensors: Mapping[str, Tensor], wher
             raise InputError(f"{where}: {name}: there twice, packed and as it is")
 
 
-def _digest(weights: str, tensors: Mapping[str, Tensor]) -> str:
+def digest(weights: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the layouts and over name, type, shape and content of every tensor."""
     digest = hashlib.sha256(weights.encode())
     for name in sorted(tensors):
