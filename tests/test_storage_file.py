@@ -163,6 +163,22 @@ def test_a_weight_of_two_layers_is_left_with_its_reason(tmp_path: Path) -> None:
         load_packed_model(read_packed(tmp_path / PACKED_FILE))
 
 
+def test_what_cannot_be_packed_is_left_or_refused(tmp_path: Path) -> None:
+    edits = [{"op": "mask", "layers": ["a"], "pattern": "1:512"}, quantize_edit(["b"])]
+    wide, mask, scale = torch.rand(2, 512), torch.zeros(2, 512, dtype=torch.bool), torch.ones(4)
+    tensors = {"a.weight": wide, "a.weight_mask": mask, "b.weight": torch.rand(4, 4).half()}
+    with pytest.raises(InputError, match=r"b\.weight_quantizer\.scale: not among the model's tensors"):
+        pack_tensors(tmp_path, tensors, edits, {}, {})
+    tensors["b.weight_quantizer.scale"] = scale
+    packed = pack_tensors(tmp_path, tensors, edits, {}, {})
+    assert packed.file.layouts == {} and packed.file.tensors == tensors
+    assert [item.name for item in packed.left] == ["b", "a"]
+    assert "float16" in packed.left[0].reason and "M <= 256" in packed.left[1].reason
+    tensors |= {"a.weight": torch.rand(2, 512) + 0.1, "a.weight_mask": ~mask}
+    with pytest.raises(InputError, match="a: cannot be stored as float 2:4: 256 groups keep more than 2 of 4"):
+        pack_tensors(tmp_path, tensors, [{**edits[0], "pattern": "2:4"}], {}, {})
+
+
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sealed") / "artifact"

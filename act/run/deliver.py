@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from act.analysis import analyze
 from act.backends import get_backend
 from act.context import Context
 from act.data.batch import Batch
@@ -53,7 +54,10 @@ def deliver(
         written = FORMATS[name].write(job)
         files[name] = written.path
         entries.append({"format": name} | _listed(folder, written) | _score(session, model, stages, name, written.path))
-    baseline = dict(session.baseline.figures)
+    original = analyze(session.original, ctx.input_size)
+    compressed = analyze(model, ctx.input_size)
+    baseline = dict(session.baseline.figures) | {"bops": original.bops}
+    entries[0] |= {"params": compressed.params, "macs": compressed.macs, "bops": compressed.bops}
     if ctx.recipe.export.benchmark or needs_timing(ctx.recipe.target):
         _time(session, files, baseline, entries)
     return baseline, entries

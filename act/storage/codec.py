@@ -42,8 +42,9 @@ def pack_weight(weight: Tensor, layout: Layout, mask: Tensor | None = None) -> d
     if mask is not None and bool((nonzero & ~kept).any()):
         raise ValueError("values that the mask removed are not zero")
     groups = kept.reshape(-1, layout.units, layout.unit).any(-1)
-    # Columns are added one by one, since numpy is slow at sums along a short axis.
-    free = layout.kept // layout.unit - sum(column.astype(np.int16) for column in groups.T)
+    free = np.full(len(groups), layout.kept // layout.unit, np.int16)
+    for column in groups.T:  # numpy is slow at sums along a short axis
+        free -= column
     if int(free.min()) < 0:
         raise ValueError(f"{int((free < 0).sum())} groups keep more than {layout.kept} of {layout.group}")
     if free.any():

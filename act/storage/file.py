@@ -139,6 +139,7 @@ def _check_parts(layer: str, layout: Layout, tensors: Mapping[str, Tensor], wher
     floats = layout.bits == FLOAT_BITS
     values = (torch.float32, (layout.values,)) if floats else (torch.uint8, (layout.value_bytes,))
     wanted = {VALUES: values, INDICES: (torch.uint8, (layout.index_bytes,))}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]]
     expected = {name: wanted[part] for part, name in part_names(layer, layout).items()}
     if not floats:
         expected[scale_name(layer)] = (torch.float32, layout.scale_shape)

@@ -46,32 +46,51 @@ def pack_tensors(
     found = dict(tensors)
     for layer in dict.fromkeys([*expected.weight_bits, *expected.masks]):
         name = f"{layer}.weight"
+        missing = [key for key in _needed(layer, expected) if key not in tensors and key not in shared]
+        if missing:
+            raise InputError(f"{missing[0]}: not among the model's tensors, though its edits name the layer")
         if name in tied:
             left.append(LayerLeft(layer, "its weight is another layer's as well, so it is stored as it is"))
-        elif tensors[name].dtype != torch.float32:
-            left.append(LayerLeft(layer, f"its weight is {tensors[name].dtype}, not float32, so it is stored as it is"))
-        else:
-            layout, parts = _packed(layer, tensors, expected)
-            layouts[layer] = layout
-            del found[name]
-            found.pop(f"{layer}.weight_mask", None)
-            found |= {part: parts[key] for key, part in part_names(layer, layout).items()}
+            continue
+        layout = _layout(layer, tensors, expected)
+        reason = layout.problem() if tensors[name].dtype == torch.float32 else f"{tensors[name].dtype}, not float32"
+        if reason is not None:
+            left.append(LayerLeft(layer, f"its weight is stored as it is: {reason}"))
+            continue
+        parts = _streams(layer, layout, tensors)
+        layouts[layer] = layout
+        del found[name]
+        found.pop(f"{layer}.weight_mask", None)
+        found |= {part: parts[key] for key, part in part_names(layer, layout).items()}
     return Packed(PackedFile(path, layouts, found, dict(metadata)), left)
 
 
-def _packed(layer: str, tensors: Mapping[str, Tensor], expected: Expected) -> tuple[Layout, dict[str, Tensor]]:
-    """Layout and streams of one layer's weight."""
-    weight, mask = tensors[f"{layer}.weight"], tensors.get(f"{layer}.weight_mask")
+def _needed(layer: str, expected: Expected) -> list[str]:
+    """The tensors that a compressed layer must have."""
+    more = [scale_name(layer)] if layer in expected.weight_bits else []
+    return [f"{layer}.weight", *more, *([f"{layer}.weight_mask"] if layer in expected.masks else [])]
+
+
+def _layout(layer: str, tensors: Mapping[str, Tensor], expected: Expected) -> Layout:
+    """How the layer's weight is to be stored."""
     kept, group, unit = 1, 1, 1
-    if mask is not None:
-        weight = weight * mask
+    if layer in expected.masks:
         kept, group = numbers(expected.masks[layer])
-        unit = 2 if kept % 2 == 0 and group % 2 == 0 and in_pairs(mask) else 1
-    bits = expected.weight_bits.get(layer, FLOAT_BITS)
-    if bits != FLOAT_BITS:
-        weight = weight_quantizer(tensors[scale_name(layer)], bits).codes(weight)
-    layout = Layout(tuple(weight.shape), bits, kept, group, unit, expected.group_sizes.get(layer, 0))
+        even = kept % 2 == 0 and group % 2 == 0
+        unit = 2 if even and in_pairs(tensors[f"{layer}.weight_mask"]) else 1
+    bits, size = expected.weight_bits.get(layer, FLOAT_BITS), expected.group_sizes.get(layer, 0)
+    return Layout(tuple(tensors[f"{layer}.weight"].shape), bits, kept, group, unit, size)
+
+
+def _streams(layer: str, layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The packed weight of one layer."""
+    weight, mask = tensors[f"{layer}.weight"], None
+    if not layout.dense:
+        mask = tensors[f"{layer}.weight_mask"]
+        weight = weight * mask
+    if layout.bits != FLOAT_BITS:
+        weight = weight_quantizer(tensors[scale_name(layer)], layout.bits).codes(weight)
     try:
-        return layout, pack_weight(weight, layout, mask)
+        return pack_weight(weight, layout, mask)
     except ValueError as error:
         raise InputError(f"{layer}: cannot be stored as {layout.label()}: {error}") from error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from act.storage.file import PackedFile, part_names, scale_name
+from act.rebuild import unique_tensors
+from act.storage.file import PACKED_FILE, PackedFile, part_names, scale_name
 from act.storage.layout import Layout
+from act.storage.pack import pack_tensors
 
 _ADDED = ("input_factor", "input_shift")  # tensors that the original does not have
 _ACTIVATION_SCALE = re.compile(r"(input_quantizer|matmul_quantizers\.\d+)\.scale$")
@@ -69,6 +72,13 @@ def size_report(packed: PackedFile, file_bytes: int) -> dict[str, Any]:
         "sparse_weights_ratio_with_scales": _ratio(sparse, scales),
         "breakdown": [asdict(part) for part in parts],
     }
+
+
+def tensor_bytes(model: nn.Module, edits: list[dict[str, Any]]) -> int:
+    """Bytes of all tensors of a model that `edits` compressed, in packed storage."""
+    tensors, shared = unique_tensors(model.state_dict())
+    packed = pack_tensors(Path(PACKED_FILE), tensors, edits, shared, {}).file
+    return sum(tensor.nbytes for tensor in packed.tensors.values())
 
 
 def _ratio(layouts: dict[str, Layout], more: int = 0) -> float | None:
