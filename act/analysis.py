@@ -1,7 +1,8 @@
 """What a forward of one image costs: multiply-accumulates, bit operations and time of every matrix product.
 
 The products are those that torch really executes, with their shapes; what each is for follows from the order in which
-a block calls them and from whether an operand is a weight, not from class or attribute names.
+a block calls them and from whether an operand is a weight, not from class or attribute names. docs/accounting.md has
+the definitions.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class Analysis:
     def macs(self) -> int:
         """Multiply-accumulates of all products."""
         return sum(product.macs for product in self.products)
+
+    @property
+    def bops(self) -> int:
+        """Bit operations of all products."""
+        return round(sum(product.bops for product in self.products))
 
     @property
     def blocks(self) -> list[str]:

@@ -84,6 +84,9 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(
             ("bytes", f"{before['bytes']:,}", f"{after['bytes']:,}", f"{before['bytes'] / after['bytes']:.2f}x smaller")
         )
+    if "bops" in before and "bops" in after:
+        change = f"{before['bops'] / after['bops']:.2f}x fewer"
+        rows.append(("bit operations (G)", f"{before['bops'] / 1e9:,.1f}", f"{after['bops'] / 1e9:,.1f}", change))
     if "integer_products" in after:
         both = after["integer_products"] + after["float_products"]
         rows.append(("matrix products on integers", "", f"{after['integer_products']} of {both}", ""))
@@ -98,7 +101,7 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     other = {"params", "macs", "bytes", "images", "max_abs_diff", "seconds", "peak_rss_mb", "steps", "agreement_torch"}
-    other |= {"integer_products", "float_products"}
+    other |= {"integer_products", "float_products", "bops"}
     found = [key for key, value in {**before, **after}.items() if isinstance(value, int | float) and key not in other]
     return sorted(found, key=lambda name: (name != "top1", name))
 

@@ -50,6 +50,10 @@ class Session:
     scorer: Scorer
     teachers: dict[str, list[nn.Module]] = field(default_factory=dict)  # by the hash of their sources
 
+    def own_base(self) -> nn.Module | None:
+        """A copy of a caller's module to load tensors into, since it cannot be built by its name; else None."""
+        return copy.deepcopy(self.original).cpu() if self.source is None else None
+
 
 def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tuple[nn.Module, list[dict[str, Any]], str]:
     """Run every stage in order, or take it from its folder.
