@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from act.structure.allocate import Option, allocate, levels
+from act.structure.allocate import Option, levels
 from act.structure.axes import HEADS, HIDDEN, Q, V
 from act.structure.cost import full_size
 from act.structure.curves import OutputLoss
@@ -28,7 +28,6 @@ class Space:
     units: Sequence[str] = UNITS
     align: int = 8
     steps: int = 8  # sizes measured between nothing and everything
-    losses: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)  # filled: group -> unit -> curve
 
     def sizes(self, group: Group) -> dict[str, list[int]]:
         """The sizes of each part of a group that may shrink, the present one first."""
@@ -141,8 +140,3 @@ def _share(space: Space, group: Group, share: float) -> Size:
         index = {"mlp": 0, "heads": 0, "qk": 1, "v": 2}[unit]
         size = (*size[:index], min(sizes[0], wanted), *size[index + 1 :])
     return size
-
-
-def choose(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Size]:
-    """The sizes with the least loss within `budget`."""
-    return allocate(options, budget)

@@ -78,13 +78,13 @@ def gather(
         with watch.hooked(model, list(groups)), torch.set_grad_enabled(gradients):
             for images in batches:
                 watch.batch = len(images)
-                # The pixels ask for a gradient, so that frozen parameters do not end the graph.
-                scores = logits(model(images.clone().requires_grad_(gradients)))
+                # The pixels' gradient passes everything that is watched, whichever parameters are frozen.
+                pixels = images.clone().requires_grad_(gradients)
+                scores = logits(model(pixels))
                 if gradients:
                     drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=draw).squeeze(1)
                     loss = F.cross_entropy(scores, drawn.to(scores.device), reduction="sum")
-                    torch.autograd.grad(loss, watch.leaves)
-                    watch.leaves = []
+                    torch.autograd.grad(loss, pixels)
     finally:
         model.train(training)
     return watch.found
@@ -93,7 +93,6 @@ def gather(
 class _Watch:
     def __init__(self, found: Statistics, gradients: bool) -> None:
         self.found, self.gradients, self.batch = found, gradients, 0
-        self.leaves: list[Tensor] = []
 
     @contextmanager
     def hooked(self, model: nn.Module, groups: list[Group]) -> Iterator[None]:
@@ -126,7 +125,6 @@ class _Watch:
             stats.count += len(rows)
             stats.images += self.batch
             if self.gradients:
-                self.leaves.append(args[0])
                 args[0].register_hook(lambda grad: self._gates(group, stats, x.detach(), _last(grad, reader)))
 
         return see
