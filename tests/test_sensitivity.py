@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from act.cli.main import main
 from act.data.bundle import DataBundle
+from act.edits import apply_edit
 from act.errors import InputError
 from act.models import logits
 from act.quant.config import QuantConfig
@@ -30,6 +31,11 @@ from act.sensitivity.picture import cells
 from act.sensitivity.structure import Structure
 from act.sensitivity.treatments import Quantization, Sparsity
 from act.strategies.prune import PruneConfig
+from act.structure.axes import HEADS, HIDDEN, K, Q, V
+from act.structure.importance import unit_scores
+from act.structure.shrink import set_tensors, shrink_edit, shrunk_tensors
+from act.structure.statistics import GroupStatistics
+from act.structure.units import AttentionUnits, find_units
 
 # Without these a layer's quantisation does not depend on that of any other.
 ALONE: dict[str, Any] = {"equalize": False, "shift": False, "bias_correction": False, "calibration": "minmax"}
@@ -121,54 +127,27 @@ def test_default_settings_leave_all_other_layers_as_they_were(name: str) -> None
     check(cost, model, treated)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "convnext_atto"])
-def test_mlp_units_cost_what_an_mlp_without_them_loses(family: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_cost_what_a_model_without_them_loses(family: str) -> None:
+    """The smallest heads and hidden units are really removed, through the edit that pruning uses."""
     model, found = measured(family)
-    costs = of(found, "structure 25 %", ("mlp",))
-    for cost in (costs[0], costs[-1]):
+    units = find_units(model)
+    costs = of(found, "structure 25 %")
+    assert costs
+    for cost in costs:
+        group = units.group(cost.layer)
+        heads = isinstance(group, AttentionUnits)
+        scores = unit_scores(model, group, GroupStatistics(), "magnitude")[HEADS if heads else HIDDEN]
+        kept = scores.argsort()[max(1, round(0.25 * len(scores))) :].sort().values
+        assert cost.detail == f"{len(scores) - len(kept)} of {len(scores)} {'heads' if heads else 'hidden units'}"
+        maps = {HIDDEN: kept}
+        size: tuple[int, ...] = (len(kept),)
+        if isinstance(group, AttentionUnits):
+            wide, narrow = (torch.cat([h * d + torch.arange(d) for h in kept]) for d in (group.qk_dim, group.v_dim))
+            maps, size = {Q: wide, K: wide, V: narrow, HEADS: kept}, (len(kept), group.qk_dim, group.v_dim)
         treated = deepcopy(model)
-        first, second = (treated.get_submodule(layer) for layer in cost.layers)
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-        size = first.weight.norm(dim=1) * second.weight.norm(dim=0)
-        kept = size.argsort()[round(0.25 * len(size)) :].sort().values
-        assert cost.detail == f"{len(size) - len(kept)} of {len(size)} hidden units"
-        depthwise = getattr(treated.get_submodule(cost.layer), "dwconv", None)
-        if depthwise is not None:  # PVT's MLP has a convolution per hidden unit between the two
-            depthwise.weight, depthwise.groups = nn.Parameter(depthwise.weight[kept]), len(kept)
-            depthwise.bias = nn.Parameter(depthwise.bias[kept])
-        first.weight, first.bias = nn.Parameter(first.weight[kept]), nn.Parameter(first.bias[kept])
-        second.weight = nn.Parameter(second.weight[:, kept])
-        check(cost, model, treated)
-
-
-@pytest.mark.parametrize("family", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "cait_xxs24_224"])
-def test_heads_cost_what_an_attention_with_a_silent_head_loses(family: str) -> None:
-    model, found = measured(family)
-    for cost in of(found, "structure 25 %", ("heads",)):
-        treated = deepcopy(model)
-        attention = treated.get_submodule(cost.layer)
-        heads: int = attention.num_heads  # type: ignore[assignment]
-        proj: Tensor = attention.proj.weight.data  # type: ignore[union-attr,assignment]
-        width = proj.shape[1] // heads
-        sizes = []
-        for head in range(heads):
-            made = torch.cat(
-                [
-                    treated.get_submodule(layer).weight[start + head * width : start + (head + 1) * width]  # type: ignore[index]
-                    for layer in cost.layers[:-1]
-                    for start in range(0, treated.get_submodule(layer).out_features, heads * width)  # type: ignore[arg-type]
-                ]
-            )
-            sizes.append(float(made.detach().norm() * proj[:, head * width : (head + 1) * width].norm()))
-        smallest = sizes.index(min(sizes))
-        assert cost.detail == f"1 of {heads} heads"
-
-        def silence(_: nn.Module, inputs: tuple[Tensor], head: int = smallest, width: int = width) -> Tensor:
-            x = inputs[0].clone()
-            x[..., head * width : (head + 1) * width] = 0
-            return x
-
-        attention.proj.register_forward_pre_hook(silence)  # type: ignore[union-attr]
+        apply_edit(treated, shrink_edit({group.name: size}))
+        set_tensors(treated, shrunk_tensors(model, units, {group.name: maps}))
         check(cost, model, treated)
 
 

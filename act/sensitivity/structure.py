@@ -1,27 +1,29 @@
-"""Structured pruning as a treatment: a share of one block's MLP units, or whole heads, without effect."""
+"""Structured pruning as a treatment: a share of one MLP's hidden units, or whole heads, without effect."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from act.analysis import analyze
-from act.quant.matmul import attention_modules
 from act.selection import select_layers
 from act.sensitivity.treatments import Prepared, Unit, changed
 from act.strategies.base import LayerLeft
+from act.structure.axes import HEADS, HIDDEN, K, Q, V, find_tensor
+from act.structure.importance import unit_scores
+from act.structure.shrink import masked_tensors
+from act.structure.statistics import GroupStatistics
+from act.structure.units import AttentionUnits, Found, Group, find_units
 
 
 class Structure:
     """Takes the smallest `share` of the hidden units of an MLP, or of the heads of an attention, at least one.
 
-    The size of a unit is the product of the norms of the weights that make it and of those that read it. It is taken
-    out by zeros in the columns that read it, which is what its removal computes, whatever follows the first layer.
-    Blocks, heads and MLPs are found by the products that a forward executes. `input_size`: channels, height, width.
+    The size of a unit is the norm of all its weights. It is taken out by zeros wherever it lies, which is what its
+    removal computes. `input_size`: channels, height, width.
     """
 
     def __init__(self, share: float, input_size: tuple[int, int, int]) -> None:
@@ -32,69 +34,51 @@ class Structure:
         return f"structure {100 * self.share:g} %"
 
     def prepare(self, model: nn.Module) -> Prepared:
-        products = [product for product in analyze(model, self.input_size).products if product.weighted]
-        found = Prepared([])
-        attentions = attention_modules(model)
-        for block in dict.fromkeys(product.block for product in products if product.block):
-            own = {product.module: product.kind for product in products if product.block == block}
-            self._heads(model, own, [name for name in attentions if f"{name}.".startswith(f"{block}.")], found)
-            self._hidden(model, own, found)
+        units = find_units(model)
         plan = select_layers(model, self.input_size, ["*"], [])
+        found = Prepared([], list(units.left))
+        for group in units.groups:
+            inside = tuple(name for name in plan.done if name.startswith(f"{group.name}."))
+            if reason := _reason(group):
+                found.left += [LayerLeft(name, reason) for name in inside]
+            else:
+                found.units.append(self._unit(model, units, group, inside))
         seen = {layer for unit in found.units for layer in unit.layers} | {layer.name for layer in found.left}
-        rest = [LayerLeft(name, "makes or reads no heads or MLP units of a transformer block") for name in plan.done]
+        rest = [LayerLeft(name, "makes or reads no heads or MLP units") for name in plan.done]
         found.left += [layer for layer in (*rest, *plan.left) if layer.name not in seen]
         return found
 
-    def _heads(self, model: nn.Module, kinds: dict[str, str], attentions: Sequence[str], found: Prepared) -> None:
-        makers = [name for name, kind in kinds.items() if kind == "qkv"]
-        readers = [name for name, kind in kinds.items() if kind == "proj"]
-        if len(attentions) != 1 or len(readers) != 1:
-            return
-        heads = int(model.get_submodule(attentions[0]).num_heads)  # type: ignore[arg-type]
-        self._add(model, attentions[0], "heads", makers, readers[0], heads, found)
-
-    def _hidden(self, model: nn.Module, kinds: dict[str, str], found: Prepared) -> None:
-        makers = [name for name, kind in kinds.items() if kind == "fc1"]
-        readers = [name for name, kind in kinds.items() if kind == "fc2"]
-        reader = model.get_submodule(readers[0]) if makers and len(readers) == 1 else None
-        if isinstance(reader, nn.Linear):
-            name = readers[0].rpartition(".")[0]
-            self._add(model, name, "mlp", makers, readers[0], reader.in_features, found)
-
-    def _add(
-        self, model: nn.Module, name: str, kind: str, makers: Sequence[str], reader: str, units: int, found: Prepared
-    ) -> None:
-        layer = model.get_submodule(reader)
-        if not isinstance(layer, nn.Linear) or layer.in_features % units:
-            return
-        if units < 2:
-            found.left += [LayerLeft(other, f"its block has one of its {kind} only") for other in (*makers, reader)]
-            return
-        width = layer.in_features // units
-        fitting = [other for other in makers if _fits(model.get_submodule(other), layer.in_features)]
-        size = _norms(layer.weight.detach().t(), units, width)
-        if fitting:
-            squares = [_norms(model.get_submodule(other).weight.detach(), units, width) for other in fitting]  # type: ignore[operator]
-            size = size * torch.stack(squares).square().sum(0).sqrt()
-        count = min(max(1, round(self.share * units)), units - 1)
-        mask = torch.zeros(units, dtype=torch.bool, device=size.device)
-        mask[size.argsort(stable=True)[:count]] = True
-        applied = partial(_without, layer.weight, mask.repeat_interleave(width))
-        what = "heads" if kind == "heads" else "hidden units"
-        found.units.append(Unit(name, (*fitting, reader), applied, kind, f"{count} of {units} {what}"))
+    def _unit(self, model: nn.Module, units: Found, group: Group, inside: tuple[str, ...]) -> Unit:
+        heads = isinstance(group, AttentionUnits)
+        scores = unit_scores(model, group, GroupStatistics(), "magnitude")[HEADS if heads else HIDDEN]
+        total = len(scores)
+        count = min(max(1, round(self.share * total)), total - 1)
+        kept = scores.argsort(stable=True)[count:].sort().values
+        tensors = masked_tensors(model, units, {group.name: _segments(group, kept)})
+        what, kind = ("heads", "heads") if heads else ("hidden units", "mlp")
+        return Unit(group.name, inside, partial(_set, model, tensors), kind, f"{count} of {total} {what}")
 
 
-def _fits(module: nn.Module, width: int) -> bool:
-    """Whether the rows of a layer are one or several times the reader's columns (a fused qkv, a gated MLP)."""
-    return isinstance(module, nn.Linear) and module.out_features % width == 0
+def _reason(group: Group) -> str | None:
+    if isinstance(group, AttentionUnits):
+        return group.heads_reason or ("it has one head only" if group.heads < 2 else None)
+    return "it has one hidden unit only" if group.hidden < 2 else None
 
 
-def _norms(rows: Tensor, units: int, width: int) -> Tensor:
-    """Norm per unit [units] of rows [copies * units * width, K]."""
-    return rows.reshape(-1, units, width, rows.shape[1]).square().sum((0, 2, 3)).sqrt()
+def _segments(group: Group, kept: Tensor) -> dict[str, Tensor]:
+    """The entries of every segment that belong to the kept heads or hidden units."""
+    if not isinstance(group, AttentionUnits):
+        return {HIDDEN: kept}
+
+    def of(size: int) -> Tensor:
+        return (kept.unsqueeze(1) * size + torch.arange(size)).flatten()
+
+    return {Q: of(group.qk_dim), K: of(group.qk_dim), V: of(group.v_dim), HEADS: kept}
 
 
 @contextmanager
-def _without(weight: Tensor, columns: Tensor) -> Iterator[None]:
-    with changed(weight, weight.detach().masked_fill(columns, 0.0)):
+def _set(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, value in tensors.items():
+            stack.enter_context(changed(find_tensor(model, name), value.detach()))
         yield

@@ -17,7 +17,7 @@ from act.quant.fake_quant import FakeQuantize
 from act.quant.matmul import QuantizedAttention
 from act.quant.prepare import add_quantizers, partly_quantized, quant_plan, set_ranges
 from act.selection import trace_calls
-from act.sparsity.masks import nm_mask, parse_pattern
+from act.sparsity.masks import Pattern, nm_mask, parse_pattern
 from act.strategies.base import LayerLeft
 from act.strategies.prune import Prune, PruneConfig
 
@@ -79,18 +79,18 @@ class Sparsity:
 
     def prepare(self, model: nn.Module) -> Prepared:
         plan = Prune(self.config).select(model, self.ctx)
-        n, m = parse_pattern(self.config.pattern)
+        pattern = parse_pattern(self.config.pattern)
         units = []
         for layer in plan.done:
             weight: Tensor = model.get_submodule(layer).weight  # type: ignore[assignment]
-            pruned = partial(_pruned, weight, n, m)
+            pruned = partial(_pruned, weight, pattern)
             units.append(Unit(layer, (layer,), pruned))
         return Prepared(units, plan.left)
 
 
 @contextmanager
-def _pruned(weight: Tensor, n: int, m: int) -> Iterator[None]:
-    with changed(weight, weight.detach() * nm_mask(weight.detach().abs(), n, m)):
+def _pruned(weight: Tensor, pattern: Pattern) -> Iterator[None]:
+    with changed(weight, weight.detach() * nm_mask(weight.detach().abs(), *pattern)):
         yield
 
 
