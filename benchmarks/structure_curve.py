@@ -5,7 +5,9 @@
 
 A way is `criterion/allocation` of TransformerPrune, with `/plain` behind it for weights that are not refitted. Moments,
 saliencies and losses of a way are measured once and used for every ratio. Agreement is with the original's
-predictions, on validation images; nothing is chosen by them. Prints a table row for each way and ratio.
+predictions, on validation images; nothing is chosen by them. With `--of latency` the ratios are shares of the time of
+the int8 model in target.backend at target.batch, measured here before (the table that pruning uses) and after. Prints
+a table row for each way and ratio.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ from act.structure.allocate import allocate
 from act.structure.cost import full_size, mac_rates
 from act.structure.curves import OutputLoss
 from act.structure.importance import NEEDS_GRADIENTS
-from act.structure.planner import Space, measured_losses, options, scored_losses, uniform
+from act.structure.latency import latency_table, time_models
+from act.structure.planner import Cost, Space, measured_losses, options, scored_losses, uniform
 from act.structure.reducer import Reducer
 from act.structure.shrink import set_tensors, shrink_edit
 from act.structure.statistics import gather
-from act.structure.units import find_units
+from act.structure.units import Found, find_units
 
 WAYS = "obs/measured,obs/uniform,taylor/global,activation/global,magnitude/global,magnitude/uniform/plain"
 
@@ -49,10 +52,12 @@ WAYS = "obs/measured,obs/uniform,taylor/global,activation/global,magnitude/globa
 class Bench:
     """The dense model, its data, and its predictions on validation images."""
 
-    def __init__(self, bench: str, images: int, val: int) -> None:
+    def __init__(self, bench: str, images: int, val: int, of: str, words: list[str]) -> None:
         root = bench_root()
         train = root / bench / BENCHES[bench]["train"]
-        recipe = load_recipe("vit_tiny_int8_ptq", [*bench_overrides(root, bench, train), f"data.limit_val={val}"])
+        recipe = load_recipe(
+            "vit_tiny_int8_ptq", [*bench_overrides(root, bench, train), f"data.limit_val={val}", *words]
+        )
         self.model = load_model(recipe.model).eval()
         preprocess = resolve_preprocess(self.model, recipe.data)
         self.data = DataBundle(recipe.data, preprocess, recipe.seed)
@@ -60,6 +65,23 @@ class Bench:
         self.images = CalibrationImages(self.ctx, images)
         self.labels = torch.cat([batch.labels for batch in self.data.val(64) if batch.labels is not None])
         self.predictions = self.predict(self.model)
+        self.of = of
+
+    def cost(self, found: Found, space: Space) -> tuple[Cost, float]:
+        """The cost of a group at a size, and that of the whole model."""
+        if self.of == "latency":
+            table = latency_table(self.model, found, space, self.ctx)
+            return table.cost, table.total
+        rates, total = mac_rates(self.model, found, self.ctx.input_size)
+        return (lambda name, size: rates[name].cost(size)), float(total)
+
+    def removed(self, model: nn.Module) -> float:
+        """Percent of the cost that `model` saves, as measured."""
+        if self.of == "latency":
+            times = time_models({"before": self.model, "after": model}, self.ctx)
+            return 100 * (1 - times["after"] / times["before"])
+        before, after = (analyze(m, self.ctx.input_size).macs for m in (self.model, model))
+        return 100 * (1 - after / before)
 
     @torch.no_grad()
     def predict(self, model: nn.Module) -> Tensor:
@@ -82,7 +104,7 @@ class Way:
         gradients = self.criterion in NEEDS_GRADIENTS
         stats = gather(bench.model, self.found.groups, bench.images, gradients)
         self.reducer = Reducer(bench.model, self.found, stats, self.criterion, self.refit)
-        self.rates, self.total = mac_rates(bench.model, self.found, bench.ctx.input_size)
+        self.cost, self.total = bench.cost(self.found, self.space)
         self.losses: Any = None
         if self.allocation == "measured":
             few = torch.cat(list(CalibrationImages(bench.ctx, TransformerPruneConfig().loss_images)))
@@ -109,9 +131,6 @@ class Way:
             refit_layers(self.bench.model, model, readers, lambda: iter(self.bench.images), damping)
         return model
 
-    def cost(self, name: str, size: tuple[int, ...]) -> float:
-        return self.rates[name].cost(size)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,20 +139,22 @@ def main() -> None:
     parser.add_argument("--ways", default=WAYS)
     parser.add_argument("--images", type=int, default=256, help="calibration images (of the training images)")
     parser.add_argument("--val", type=int, default=1000, help="validation images")
-    args = parser.parse_args()
-    bench = Bench(args.bench, args.images, args.val)
-    print("| way | MACs removed | top-1 | agreement | seconds |\n|---|---|---|---|---|")
+    parser.add_argument("--of", choices=("macs", "latency"), default="macs", help="what the ratios are shares of")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, e.g. target.backend")
+    args = parser.parse_intermixed_args()
+    bench = Bench(args.bench, args.images, args.val, args.of, args.overrides)
+    print(f"| way | {args.of} removed | top-1 | agreement | seconds |\n|---|---|---|---|---|")
     print(f"| original | 0.0 % | {bench.scores(bench.model)[0]:.2f} | 100.00 | |", flush=True)
-    before = analyze(bench.model, bench.ctx.input_size).macs
     for name in args.ways.split(","):
         begin = time.monotonic()
         way = Way(bench, name)
         for ratio in map(float, args.ratios.split(",")):
             model = way.pruned(ratio)
-            removed = 100 * (1 - analyze(model, bench.ctx.input_size).macs / before)
             top1, agreement = bench.scores(model)
             seconds = time.monotonic() - begin
-            print(f"| {name} | {removed:.1f} % | {top1:.2f} | {agreement:.2f} | {seconds:.0f} |", flush=True)
+            print(
+                f"| {name} | {bench.removed(model):.1f} % | {top1:.2f} | {agreement:.2f} | {seconds:.0f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def _magnitude(model: nn.Module, group: Group) -> Scores:
     for axis in group.axes:
         tensor = find_tensor(model, axis.tensor).detach().double().square()
         sums = tensor.movedim(axis.dim, 0).reshape(tensor.shape[axis.dim], -1).sum(1).cpu()
-        for segment, part in zip(axis.segments, sums.split([sizes[s] for s in axis.segments]), strict=True):
+        for segment, part in zip(axis.segments, torch.split(sums, [sizes[s] for s in axis.segments]), strict=True):
             segment = Q if segment == K else segment
             if segment != HEADS:
                 found[segment] = found.get(segment, 0) + part

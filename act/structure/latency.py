@@ -150,7 +150,7 @@ def _export(model: nn.Module, folder: Path, form: str, ctx: Context) -> Path:
     twin = copy.deepcopy(model)
     config = next((c for c in ctx.recipe.strategies.values() if isinstance(c, QuantConfig)), None)
     if config is not None:
-        _stand_in_quantizers(twin, config, ctx)
+        stand_in_quantizers(twin, config, ctx)
     folder.mkdir()
     # Which form attention takes is decided at the end, for the model as it then is.
     recipe = dataclasses.replace(ctx.recipe, export=dataclasses.replace(ctx.recipe.export, attention="int8"))
@@ -159,7 +159,8 @@ def _export(model: nn.Module, folder: Path, form: str, ctx: Context) -> Path:
     return written.path if form == MAIN else FORMATS[form].write(job).path
 
 
-def _stand_in_quantizers(model: nn.Module, config: QuantConfig, ctx: Context) -> None:
+def stand_in_quantizers(model: nn.Module, config: QuantConfig, ctx: Context) -> None:
+    """Give `model` the quantisers of `config` with one scale for all: right for timing, and for nothing else."""
     from act.quant.fake_quant import FakeQuantize
     from act.quant.matmul import attention_modules
 

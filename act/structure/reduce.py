@@ -65,7 +65,8 @@ def _group_cost(w: Tensor, inverse: Tensor, size: int) -> Tensor:
     count = w.shape[1] // size
     blocks = torch.stack([inverse[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(count)])
     parts = w.T.reshape(count, size, -1)
-    return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    cost: Tensor = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    return cost
 
 
 def _root(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ class Reducer:
         assert heads == group.heads, "one part of an attention at a time"
         own = self._attention[name]
         both = own.k[:, :qk_dim].mT @ own.q[:, :qk_dim]  # q k^T in the small bases, as q' k^T with q' = both @ q
-        full: Maps = {name: {Q: torch.block_diag(*both)}}
+        full: Maps = {name: {Q: torch.block_diag(*both)}}  # type: ignore[no-untyped-call]
         return shrunk_tensors(self.model, self.found, full) | fitted
 
     def _spread(self, group: Group, fitted: dict[str, Tensor], basis: Tensor) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ class _Watch:
             stats.count += len(rows)
             stats.images += self.batch
             if self.gradients:
-                args[0].register_hook(lambda grad: self._gates(group, stats, x.detach(), _last(grad, reader)))
+                args[0].register_hook(lambda grad: self._gates(group, stats, x.detach(), _last(grad, reader)))  # type: ignore[no-untyped-call]
 
         return see
 
@@ -147,7 +147,7 @@ class _Watch:
                 stats.output = _plus(stats.output, rows.square().sum(0))
 
             if self.gradients:
-                output.register_hook(square)
+                output.register_hook(square)  # type: ignore[no-untyped-call]
 
         return see
 
@@ -161,7 +161,7 @@ class _Watch:
             stats.k = _plus(stats.k, own_k.sum((0, 2)))
             stats.tokens += len(k) * k.shape[2]
             if self.gradients and q.requires_grad:
-                q.register_hook(lambda grad: self._query_gates(stats, own_q, grad))
+                q.register_hook(lambda grad: self._query_gates(stats, own_q, grad))  # type: ignore[no-untyped-call]
 
         return see
 

@@ -132,7 +132,7 @@ def _mlp(name: str, module: nn.Module) -> MlpUnits | str:
         for leaf in ("weight", "bias")
         if getattr(module.get_submodule(writer), leaf) is not None
     ]
-    hidden = module.get_submodule("fc2").weight.shape[1]  # type: ignore[index,union-attr]
+    hidden = module.get_submodule("fc2").weight.shape[1]  # type: ignore[index]
     return MlpUnits(name, (*axes, Axis(f"{name}.fc2.weight", 1, (HIDDEN,))), int(hidden), f"{name}.fc2")
 
 

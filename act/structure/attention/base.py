@@ -11,6 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +30,8 @@ class ShrunkAttention:
 
     def heads(self, x: Tensor, size: int) -> Tensor:
         """[B, N, heads * size] as [B, heads, N, size]."""
-        return x.unflatten(-1, (self.num_heads, size)).transpose(1, 2)
+        batch, tokens, _ = x.shape
+        return x.reshape(batch, tokens, self.num_heads, size).transpose(1, 2)
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, heads, N, size] of a joint projection's output."""
@@ -38,7 +40,7 @@ class ShrunkAttention:
             q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, self.v_dim).permute(2, 0, 3, 1, 4).unbind(0)
             return q, k, v
         wide, narrow = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
-        q, k, v = qkv.split([wide, wide, narrow], -1)
+        q, k, v = torch.split(qkv, [wide, wide, narrow], -1)
         return self.heads(q, self.qk_dim), self.heads(k, self.qk_dim), self.heads(v, self.v_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
