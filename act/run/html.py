@@ -41,6 +41,7 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
     """The page for a report (schema 1), the resolved recipe and the run's events. Every value is escaped."""
     parts = [
         _verdict(report),
+        _section("Attempts", _attempts(report)),
         _section("Before and after", _before_after(report)),
         _section("Exported files", _exported(report)),
         _section("Not run here", _commands(report)),
@@ -84,6 +85,10 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(
             ("bytes", f"{before['bytes']:,}", f"{after['bytes']:,}", f"{before['bytes'] / after['bytes']:.2f}x smaller")
         )
+    for key, what in (("params", "parameters (M)"), ("macs", "multiply-accumulates (M)")):
+        if key in before and key in after and before[key] != after[key]:
+            change = f"{100 * (1 - after[key] / before[key]):.1f} % fewer"
+            rows.append((what, f"{before[key] / 1e6:,.2f}", f"{after[key] / 1e6:,.2f}", change))
     if "bops" in before and "bops" in after:
         change = f"{before['bops'] / after['bops']:.2f}x fewer"
         rows.append(("bit operations (G)", f"{before['bops'] / 1e9:,.1f}", f"{after['bops'] / 1e9:,.1f}", change))
@@ -104,6 +109,20 @@ def _metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     other |= {"integer_products", "float_products", "bops"}
     found = [key for key, value in {**before, **after}.items() if isinstance(value, int | float) and key not in other]
     return sorted(found, key=lambda name: (name != "top1", name))
+
+
+def _attempts(report: Mapping[str, Any]) -> str:
+    """What the run tried to meet its goals; nothing where the first attempt was the only one."""
+    rows = [
+        (
+            f"{attempt['number']}{' (kept)' if attempt['number'] == report['kept'] else ''}",
+            str(attempt["reason"]),
+            str(attempt["status"]),
+            "; ".join(f"{goal['text']}: {'met' if goal['met'] else 'missed'}" for goal in attempt["goals"]),
+        )
+        for attempt in report.get("attempts", [])
+    ]
+    return table(("attempt", "what was changed", "outcome", "goals"), rows) if rows else ""
 
 
 def _verdict(report: Mapping[str, Any]) -> str:
