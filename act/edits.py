@@ -34,6 +34,7 @@ def apply_edit(model: nn.Module, edit: dict[str, Any]) -> None:
     import act.quant.matmul
     import act.sparsity.reorder
     import act.structure.shrink
+    import act.structure.width
     import act.tokens.blocks  # noqa: F401  registering their edits
 
     op = edit.get("op")

@@ -12,9 +12,10 @@ from torch import nn
 
 from act.edits import apply_edit
 from act.models import logits
-from act.structure.axes import HEADS, HIDDEN, K, Q, V
+from act.structure.axes import HEADS, HIDDEN, K, Q, V, find_tensor
 from act.structure.shrink import Maps, masked_tensors, set_tensors, shrunk_tensors
 from act.structure.units import AttentionUnits, MlpUnits, find_units
+from act.structure.width import kept_channels, residual_stream
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -111,3 +112,52 @@ def test_removed_units_equal_masked_units(family: str) -> None:
 def test_every_family_has_its_attention(family: str) -> None:
     found = find_units(build(family))
     assert any(isinstance(group, AttentionUnits) for group in found.groups)
+
+
+class MaskedNorm(nn.Module):
+    """A LayerNorm over the kept channels only, the others zero: what a narrower model computes, at full width."""
+
+    def __init__(self, norm: nn.LayerNorm, kept: torch.Tensor) -> None:
+        super().__init__()
+        self.norm, self.kept = norm, kept
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        own = nn.functional.layer_norm(
+            x[..., self.kept], [len(self.kept)], self.norm.weight[self.kept], self.norm.bias[self.kept], self.norm.eps
+        )
+        return torch.zeros_like(x).index_copy(-1, self.kept, own)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["vit", "vit without qkv bias", "deit", "deit distilled", "deit3", "beit", "cait", "dinov2", "dinov3", "eva02"],
+)
+def test_a_narrower_stream_equals_a_masked_one(family: str) -> None:
+    dense = build(family)
+    stream = residual_stream(dense)
+    assert not isinstance(stream, str)
+    kept = torch.randperm(48, generator=torch.Generator().manual_seed(3))[:32].sort().values
+    small, masked = deepcopy(dense), deepcopy(dense)
+    apply_edit(small, {"op": "narrow", "width": 32})
+    set_tensors(small, kept_channels(dense, stream, kept))
+    mask = torch.zeros(48, dtype=torch.float64).index_fill(0, kept, 1.0)
+    for segment in stream.segments:
+        tensor = find_tensor(masked, segment.tensor)
+        shape = [1] * tensor.dim()
+        shape[segment.axis] = -1
+        tensor.data.mul_(mask.view(shape))
+    norms = [name for name, module in masked.named_modules() if isinstance(module, nn.LayerNorm)]
+    for name in norms:
+        owner, _, leaf = name.rpartition(".")
+        norm = masked.get_submodule(name)
+        if norm.normalized_shape == (48,):
+            setattr(masked.get_submodule(owner), leaf, MaskedNorm(norm, kept))
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        before, zeroed, narrowed = (logits(model(images)) for model in (dense, masked, small))
+    assert (zeroed - before).abs().max() > 1e-4
+    torch.testing.assert_close(narrowed, zeroed, atol=1e-9, rtol=0)
+
+
+def test_a_stream_of_several_widths_says_so() -> None:
+    assert isinstance(residual_stream(build("swin")), str)

@@ -187,3 +187,17 @@ def test_without_a_ratio_the_target_says_how_much() -> None:
 def test_bad_settings(settings: dict[str, Any], problem: str) -> None:
     cls = load_strategies()["TransformerPrune"]
     assert any(line.startswith(problem) for line in cls.problems(cls.Config(**settings)))
+
+
+def test_width_counts_towards_the_ratio() -> None:
+    model, ctx = build(), context()
+    before = analyze(model, SIZE).macs
+    cls = load_strategies()["TransformerPrune"]
+    cls(cls.Config(pruned_ratio=0.5, width=0.67, align=4, allocation="uniform")).prepare(model, ctx)
+    assert 0.5 <= 1 - analyze(model, SIZE).macs / before < 0.6
+    assert model.embed_dim == 32 and [edit["op"] for edit in ctx.edits] == ["narrow", "shrink"]
+    with pytest.raises(InputError, match="width"):
+        swin = build(
+            "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1,), num_heads=(2,)
+        )
+        cls(cls.Config(width=0.5)).prepare(swin, context())

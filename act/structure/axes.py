@@ -65,10 +65,11 @@ def resize(model: nn.Module, axes: Sequence[Axis], before: Mapping[str, int], af
             setattr(module, leaf, nn.Parameter(new.contiguous(), requires_grad=old.requires_grad))
         else:
             setattr(module, leaf, new.contiguous())
-        _follow(module)
+        follow(module)
 
 
-def _follow(module: nn.Module) -> None:
+def follow(module: nn.Module) -> None:
+    """Make the sizes that a layer keeps as attributes those of its weight."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from act.structure.reducer import Reducer, Size
 from act.structure.shrink import set_tensors, shrink_edit
 from act.structure.statistics import gather
 from act.structure.units import Found
+from act.structure.width import channel_scores, kept_channels, residual_stream
 
 MARGIN = 0.97  # of a latency goal: what is timed again at the end varies by a few percent
 
@@ -38,21 +40,28 @@ def prune_structure(
     `find` gives the groups that may shrink.
     """
     images = CalibrationImages(ctx, config.images)
+    original, base = dense, None
+    if config.width < 1:
+        base = _measured(config, dense, dense, ctx)[0]
+        _narrow(model, dense, config, images, ctx)
+        dense = copy.deepcopy(model)  # what is refitted later is compared at the new width
     found, space = find(dense), Space(config.units, config.align)
-    cost, before = _cost(config, dense, found, space, ctx)
-    ratio = config.pruned_ratio if config.pruned_ratio is not None else _asked(config.of, before, dense, ctx)
-    if ratio <= 0:
-        ctx.log("prune", f"nothing to remove: {config.of} {before:,.6g} is within the target")
+    cost, total = _cost(config, dense, found, space, ctx)
+    before = total if base is None else base
+    ratio = config.pruned_ratio if config.pruned_ratio is not None else _asked(config.of, before, original, ctx)
+    rest = ratio * before - (before - total)
+    if rest <= 0:
+        ctx.log("prune", f"nothing more to remove: {config.of} {total:,.6g} is within {(1 - ratio) * before:,.6g}")
         return
     whole = sum(cost(group.name, full_size(group)) for group in found.groups)
     for number in range(1, config.rounds + 1):
-        budget = whole - before * ratio * number / config.rounds
+        budget = whole - rest * number / config.rounds
         _round(model, config, find(model), space, images, cost, budget, ctx)
         if config.refit:
             readers = [group.reader for group in find(model).groups]
             refit_layers(dense, model, readers, lambda: iter(images), config.damping)
-    predicted = before - whole + sum(cost(group.name, full_size(group)) for group in find(model).groups)
-    before, after = _measured(config, dense, model, before, ctx)
+    predicted = total - whole + sum(cost(group.name, full_size(group)) for group in find(model).groups)
+    before, after = _measured(config, original, model, ctx)
     unit = " ms" if config.of == "latency" else ""
     ctx.log(
         "prune",
@@ -91,14 +100,29 @@ def _asked(of: str, before: float, dense: nn.Module, ctx: Context) -> float:
     )
 
 
-def _measured(config: Any, dense: nn.Module, model: nn.Module, total: float, ctx: Context) -> tuple[float, float]:
+def _measured(config: Any, dense: nn.Module, model: nn.Module, ctx: Context) -> tuple[float, float]:
     """What both models really cost; latencies are timed anew, in turns."""
     if config.of == "latency":
         times = time_models({"before": dense, "after": model}, ctx)
         return times["before"], times["after"]
-    if config.of == "macs":
-        return total, float(analyze(model, ctx.input_size).macs)
-    return total, float(sum(parameter.numel() for parameter in model.parameters()))
+    first, second = (analyze(item, ctx.input_size) for item in (dense, model))
+    return (first.macs, second.macs) if config.of == "macs" else (first.params, second.params)
+
+
+def _narrow(model: nn.Module, dense: nn.Module, config: Any, images: CalibrationImages, ctx: Context) -> None:
+    """Cut the residual stream of `model` to the channels worth most, and fit what reads them to `dense`."""
+    stream = residual_stream(model, ctx.input_size)
+    if isinstance(stream, str):
+        raise InputError(f"TransformerPrune.width: this model cannot be narrowed: {stream}; leave width at 1")
+    width = max(config.align, round(config.width * stream.size / config.align) * config.align)
+    kept = channel_scores(model, stream, images).argsort()[-width:].sort().values
+    tensors = kept_channels(model, stream, kept)
+    ctx.edit(model, {"op": "narrow", "width": width})
+    set_tensors(model, tensors)
+    ctx.log("prune", f"residual stream: {stream.size} -> {width} channels")
+    if config.refit:
+        called = {product.module for product in analyze(model, ctx.input_size).products}
+        refit_layers(dense, model, [n for n in stream.readers if n in called], lambda: iter(images), config.damping)
 
 
 def _round(
