@@ -49,6 +49,13 @@ def _check(name: str, *pairs: tuple[int, int]) -> None:
         raise InputError(f"arch.json: {name} cannot have {pairs[0][0]} of {pairs[0][1]} units")
 
 
+def free_of_width(model: nn.Module) -> None:
+    """Let every attention compute its sizes from its heads: some families take the width of their input for them."""
+    for group in find_units(model).groups:
+        if isinstance(group, AttentionUnits):
+            _cut_attention(model, group, group.heads, group.qk_dim, group.v_dim)
+
+
 def _cut_attention(model: nn.Module, group: AttentionUnits, heads: int, qk_dim: int, v_dim: int) -> None:
     _check(group.name, (heads, group.heads), (qk_dim, group.qk_dim), (v_dim, group.v_dim))
     after = {Q: heads * qk_dim, K: heads * qk_dim, V: heads * v_dim, HEADS: heads}

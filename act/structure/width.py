@@ -17,6 +17,7 @@ from act.errors import InputError
 from act.sparsity.channels import RESIDUAL, ChannelGroup, find_groups, prove
 from act.sparsity.moments import Moments, input_rows
 from act.structure.axes import find_tensor, follow
+from act.structure.shrink import free_of_width
 
 _NAMES = ("embed_dim", "num_features", "head_hidden_size")  # attributes in which timm keeps the width
 
@@ -45,6 +46,7 @@ def narrow(model: nn.Module, width: int) -> None:
     stream = residual_stream(model)
     if isinstance(stream, str) or not 0 < width <= stream.size:
         raise InputError(f"arch.json: the residual stream cannot have {width} channels")
+    free_of_width(model)
     keep = torch.arange(width)
     for name, value in kept_channels(model, stream, keep).items():
         owner, _, leaf = name.rpartition(".")
