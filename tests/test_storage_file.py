@@ -175,7 +175,7 @@ def test_what_cannot_be_packed_is_left_or_refused(tmp_path: Path) -> None:
     assert [item.name for item in packed.left] == ["b", "a"]
     assert "float16" in packed.left[0].reason and "M <= 256" in packed.left[1].reason
     tensors |= {"a.weight": torch.rand(2, 512) + 0.1, "a.weight_mask": ~mask}
-    with pytest.raises(InputError, match="a: cannot be stored as float 2:4: 256 groups keep more than 2 of 4"):
+    with pytest.raises(InputError, match="a: cannot be stored as float 2:4 pairs: 256 groups keep more than 2 of 4"):
         pack_tensors(tmp_path, tensors, [{**edits[0], "pattern": "2:4"}], {}, {})
 
 

@@ -41,7 +41,7 @@ def pack_weight(weight: Tensor, layout: Layout, mask: Tensor | None = None) -> d
     kept = nonzero if mask is None else gemm_rows(mask).contiguous().numpy()
     if mask is not None and bool((nonzero & ~kept).any()):
         raise ValueError("values that the mask removed are not zero")
-    groups = kept.reshape(-1, layout.units, layout.unit).any(-1)
+    groups: Array = np.logical_or.reduce(kept.reshape(-1, layout.units, layout.unit), axis=-1)
     free = np.full(len(groups), layout.kept // layout.unit, np.int16)
     for column in groups.T:  # numpy is slow at sums along a short axis
         free -= column
