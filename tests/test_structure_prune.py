@@ -198,6 +198,6 @@ def test_width_counts_towards_the_ratio() -> None:
     assert model.embed_dim == 32 and [edit["op"] for edit in ctx.edits] == ["narrow", "shrink"]
     with pytest.raises(InputError, match="width"):
         swin = build(
-            "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1,), num_heads=(2,)
+            "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 4)
         )
         cls(cls.Config(width=0.5)).prepare(swin, context())
