@@ -23,7 +23,7 @@ class _Shrunk(ShrunkAttention):
         """The tokens [B, N, C] at the resolution of the keys."""
         if self.sr is None:
             return x
-        picture = x.transpose(1, 2).reshape(len(x), x.shape[2], *feat_size)
+        picture = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *feat_size)
         if self.pool is not None:
             picture = self.pool(picture)
         tokens: Tensor = self.norm(self.sr(picture).flatten(2).transpose(1, 2))

@@ -15,9 +15,12 @@ class _Shrunk(ShrunkAttention):
     def forward(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.split(self.qkv(x))
         bias = self._get_rel_pos_bias()
-        if mask is not None:  # [windows, N, N] for the windows of every image
-            repeats = len(x) // len(mask)
-            bias = (bias + mask.unsqueeze(1)).repeat(repeats, 1, 1, 1)
+        if mask is not None:  # [windows, N, N], the same for every image
+            # Not len(x), which would fix the number of images of an exported file.
+            windows, tokens, _ = mask.shape
+            both = (bias + mask.unsqueeze(1)).unsqueeze(0)
+            both = both.expand(x.shape[0] // windows, windows, self.num_heads, tokens, tokens)
+            bias = both.reshape(-1, self.num_heads, tokens, tokens)
         y: Tensor = self.proj_drop(self.proj(self.attend(q, k, v, bias)))
         return y
 
