@@ -14,13 +14,16 @@ from act.errors import InputError
 
 @dataclass
 class FeatureTerm:
-    """One compared pair of modules. `weight` includes everything but the teacher's share; `auto`: nobody named them."""
+    """One compared pair of modules. `weight` includes everything but the teacher's share.
+
+    `merged`: `auto` chose the modules, in a model that merges tokens, so their numbers of tokens may differ.
+    """
 
     node: str
     teacher_node: str
     loss: str
     weight: float
-    auto: bool = False
+    merged: bool = False
 
 
 class Matched(nn.Module):
@@ -57,8 +60,8 @@ def match(
     """Decide how `term` compares a student's feature with a teacher's; `shapes` and `models` are (student, teacher).
 
     A student of another width gets a linear projection to the teacher's width, to be trained; its start depends on
-    `seed` only. Where `auto` chose nodes with another number of tokens (merged ones), the prefix tokens that both
-    models have are compared; None: there are none, or the loss needs more.
+    `seed` only. Of a `merged` term with another number of tokens the prefix tokens that both models have are
+    compared; None: there are none, or the loss needs more.
 
     Raises:
         InputError: another number of tokens, or a loss that does not suit the node.
@@ -70,7 +73,7 @@ def match(
     ]
     where = f"Distillation.node: {term.node}"
     compared = None
-    if tokens[0][1] != tokens[1][1] and term.auto:
+    if tokens[0][1] != tokens[1][1] and term.merged:
         compared = _shared_prefix(models)
         if not compared or term.loss not in NEEDS_EQUAL_WIDTH:
             return None
