@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ def _value(name: str, module: nn.Module) -> ChannelGroup | str | None:
     if not _is_product(proj) or not isinstance(heads, int) or source is None:
         return None
     size = proj.weight.shape[1]
-    rows = module.get_submodule(source).weight.shape[0]  # type: ignore[union-attr]
+    rows = module.get_submodule(source).get_parameter("weight").shape[0]
     if size % heads or rows != size * {"qkv": 3, "kv": 2}.get(source, 1):
         return f"value channels: {rows} rows of {source} and {size} columns of proj are no layout known here"
     segments = [Segment(_join(name, "proj.weight"), 1), Segment(_join(name, f"{source}.weight"), 0, rows - size)]
@@ -196,7 +197,7 @@ def _last_axes(name: str, tensors: list[tuple[str, Tensor]], size: int, taken: s
             yield Segment(full, tensor.dim() - 1)
 
 
-def _is_product(module: object) -> bool:
+def _is_product(module: object) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear | nn.Conv2d)
 
 

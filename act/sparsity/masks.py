@@ -83,7 +83,7 @@ def nm_mask(score: Tensor, n: int, m: int, unit: int = 1) -> Tensor:
     _check_counts(n, m, unit)
     groups = grouped(score, m).detach()
     if unit > 1:
-        groups = groups.unflatten(-1, (-1, unit)).sum(-1)
+        groups = groups.reshape(*groups.shape[:-1], -1, unit).sum(-1)
     kept = _largest(groups, n // unit)
     return from_gemm_rows(kept.repeat_interleave(unit, dim=-1), score.shape)
 
@@ -112,7 +112,7 @@ def nm_violations(weight: Tensor, n: int, m: int, unit: int = 1) -> int:
     With a `unit` above 1, a unit counts as nonzero when any weight of it is.
     """
     _check_counts(n, m, unit)
-    nonzero = (grouped(weight, m) != 0).unflatten(-1, (-1, unit)).any(-1)
+    nonzero = (grouped(weight, m) != 0).reshape(len(weight), -1, m // unit, unit).any(-1)
     return int((nonzero.sum(dim=-1) > n // unit).sum())
 
 

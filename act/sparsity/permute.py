@@ -122,27 +122,29 @@ def _improve(columns: Tensor, stripes: Tensor, pairs: Tensor, n: int, unit: int)
 def _best_partition(values: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """For each pair of stripes of 4, `values` `[8, pairs, rows]`: gain `[pairs]` and order `[pairs, 8]` of the best of
     the 35 ways to split 8 columns in two."""
-    splits = [(0, *rest) for rest in combinations(range(1, 8), 3)]
-    splits = [split + tuple(i for i in range(8) if i not in split) for split in splits]
-    high = {(i, j): torch.maximum(values[i], values[j]) for i, j in combinations(range(8), 2)}
-    if n == 1:
-        low: dict[tuple[int, int], Tensor] = {}
-    else:
-        low = {(i, j): values[i] + values[j] for i, j in combinations(range(8), 2)}
+    sums: dict[tuple[int, ...], Tensor] = {(i, j): values[i] + values[j] for i, j in combinations(range(8), 2)}
+    highs: dict[tuple[int, ...], Tensor] = {
+        (i, j): torch.maximum(values[i], values[j]) for i, j in combinations(range(8), 2)
+    }
     totals = values.sum(-1)
 
-    def kept(a: int, b: int, c: int, d: int) -> Tensor:
+    def kept(columns: tuple[int, ...]) -> Tensor:
+        left, right = columns[:2], columns[2:]
         if n == 1:
-            return torch.maximum(high[a, b], high[c, d]).sum(-1)
+            return torch.maximum(highs[left], highs[right]).sum(-1)
         if n == 2:
-            return torch.maximum(torch.maximum(low[a, b], low[c, d]), high[a, b] + high[c, d]).sum(-1)
-        lowest = torch.minimum(low[a, b] - high[a, b], low[c, d] - high[c, d])
-        return totals[[a, b, c, d]].sum(0) - lowest.sum(-1)
+            one_side = torch.maximum(sums[left], sums[right])
+            return torch.maximum(one_side, highs[left] + highs[right]).sum(-1)
+        lowest = torch.minimum(sums[left] - highs[left], sums[right] - highs[right])
+        return totals[list(columns)].sum(0) - lowest.sum(-1)
 
-    scores = torch.stack([kept(*split[:4]) + kept(*split[4:]) for split in splits])
+    halves = [(0, *rest) for rest in combinations(range(1, 8), 3)]
+    others = [tuple(i for i in range(8) if i not in half) for half in halves]
+    scores = torch.stack([kept(half) + kept(other) for half, other in zip(halves, others, strict=True)])
     best, index = scores.max(0)
     gain = best - scores[0]
-    return gain * (gain > _GAIN * best), torch.tensor(splits, device=values.device)[index]
+    orders = torch.tensor([half + other for half, other in zip(halves, others, strict=True)], device=values.device)
+    return gain * (gain > _GAIN * best), orders[index]
 
 
 def _best_swap(values: Tensor, n: int, unit: int) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def search_groups(
 
 def _score(model: nn.Module, name: str, norm: Tensor | None) -> Tensor:
     """[rows, input channels]: each position of a convolution's kernel has rows of its own."""
-    weight: Tensor = model.get_submodule(name).weight.detach()  # type: ignore[union-attr, operator, assignment]
+    weight = model.get_submodule(name).get_parameter("weight").detach()
     score = gemm_rows(weight).abs()
     if norm is not None:
         score = score * norm

@@ -82,6 +82,13 @@ class Prune(Strategy):
         return found
 
     def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
+        plan = self._layers(model, ctx)
+        if self.config.permute:
+            _, kept = reorderable(model, plan.done, self._pattern.m, ctx.input_size)
+            plan.left += [LayerLeft(name, f"not reordered: {reason}") for name, reason in kept.items()]
+        return plan
+
+    def _layers(self, model: nn.Module, ctx: Context) -> LayerPlan:
         plan = select_layers(model, ctx.input_size, self.config.include, self.config.exclude)
         m = self._pattern.m
         done = []
@@ -92,9 +99,6 @@ class Prune(Strategy):
             else:
                 plan.left.append(LayerLeft(name, reason))
         plan.done = done
-        if self.config.permute:
-            _, kept = reorderable(model, done, m, ctx.input_size)
-            plan.left += [LayerLeft(name, f"not reordered: {reason}") for name, reason in kept.items()]
         return plan
 
     @property
@@ -116,7 +120,7 @@ class Prune(Strategy):
 
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         config = self.config
-        names = self.select(model, ctx).done
+        names = self._layers(model, ctx).done
         if not names:
             raise InputError("Prune: no layer of this model can take the pattern; `vitcompress plan` lists the reasons")
         n, m, unit = self._pattern
