@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import time
 import traceback
@@ -68,6 +69,9 @@ class Worker:
     ) -> None:
         self.folder, self.space, self.objectives, self.sampler = folder, space, list(objectives), sampler
         try:
+            inside = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+            if inside - {LOCK} and "trials" not in inside:
+                raise InputError(f"--dir: {folder} has files but no search in it; choose an empty or a new folder")
             (folder / "trials").mkdir(parents=True, exist_ok=True)
             with alone(folder / LOCK):
                 self.storage = open_storage(location, folder)
@@ -76,6 +80,8 @@ class Worker:
         except OSError as error:
             raise InputError(f"--dir: {folder} cannot be written ({error.strerror}); choose another folder") from None
         self.own = location is None  # every process of this search works in this folder
+        # A sampler is there for the moment of a proposal only: some act on every handle or end of a trial as well.
+        self.idle = self.study.sampler = make_sampler("random", space, None, 0)
         self.study_id = self.storage.get_study_id_from_name(name)
 
     def work(self, budget: Budget, log: Callable[[str], None], finished: Callable[[], None]) -> None:
@@ -143,7 +149,6 @@ class Worker:
             lock = take(path) if self.own or path.exists() else None
             if lock is None:
                 continue
-            self.study.sampler = make_sampler("random", self.space, None, 0)  # a handle proposes; nothing comes of it
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, frozen.number)
             trial = optuna.Trial(self.study, trial_id)
             missing = set(self.space.distributions()) - set(trial.params)
@@ -171,6 +176,7 @@ class Worker:
             seed = self.space.base.seed + 1_000_003 * len(past)
             self.study.sampler = make_sampler(name, self.space, trials, seed % 2**32)
             trial = self.study.ask(self.space.distributions())
+            self.study.sampler = self.idle
             recipe, reason = self.usable(trial)
             if recipe is None:
                 self.tell(trial, failure(reason) | {"state": "passed_over"})
@@ -215,7 +221,8 @@ class Worker:
             write_text(path / "error.txt", traceback.format_exc())
             record = failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         gc.collect()  # models of one trial hold on to each other, and the next needs the memory
-        return record | {"place": f"{socket.gethostname()}:{path}", "seconds": round(time.monotonic() - started, 1)}
+        place = f"process {os.getpid()} on {socket.gethostname()}, {path}"
+        return record | {"place": place, "seconds": round(time.monotonic() - started, 1)}
 
     def tell(self, trial: optuna.Trial, record: dict[str, Any]) -> None:
         """Record a trial that has ended, for Optuna and for everybody else."""
