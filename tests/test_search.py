@@ -17,8 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import act.run.deliver as deliver
 import act.run.timing as timing
@@ -40,7 +43,7 @@ RECIPE = """\
 name: tiny
 model:
   name: vit_tiny_patch16_224
-  num_classes: 10
+  checkpoint: tiny.safetensors
   kwargs: {img_size: 16, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
 data:
   train: builtin:digits.tar/train
@@ -53,17 +56,20 @@ data:
   calibration_images: 16
 Distillation: {}
 Prune: {align: 1}
-QuantPost: {}
+QuantPost: {images: 16}
 TrainConfig: {train_iter: 2}
 target: {min_agreement: 5}
 export: {benchmark_batches: [1], min_agreement: 0}
 """
-SPACE = "QuantPost.weight_bits: {choice: [8, 4]}\nPrune.criterion: {choice: [magnitude, wanda]}\n"
+SPACE = "QuantPost.weight_bits: {int: [4, 8], step: 2}\n"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
+    save_file(timm.create_model("vit_tiny_patch16_224", **kwargs).state_dict(), folder / "tiny.safetensors")
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "space.yaml").write_text(SPACE)
     return folder / "tiny.yaml", folder / "space.yaml"
@@ -98,8 +104,8 @@ def done(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
             raise KeyboardInterrupt
 
         patch.setattr("act.run.runner.deliver", interrupted)
-        assert main(search(files, folder, "--trials", "3", "--sampler", "random")) == 130
-    assert main(search(files, folder, "--trials", "3", "--sampler", "random")) == 0
+        assert main(search(files, folder, "--trials", "3")) == 130
+    assert main(search(files, folder, "--trials", "3")) == 0
     return folder
 
 
@@ -136,10 +142,10 @@ def test_best_is_a_recipe_with_its_results(done: Path) -> None:
 def test_trials_share_the_baseline_and_equal_stages(done: Path) -> None:
     originals = [done / "trials" / f"{number:04d}" / "baseline" / "model_fp32.onnx" for number in range(3)]
     assert len({path.stat().st_ino for path in originals}) == 1  # three names of one file
-    points = [trial["point"]["Prune.criterion"] for trial in found(done)["trials"]]
     weights = [done / "trials" / f"{number:04d}" / "stages" / "01-prune" / "model.safetensors" for number in range(3)]
-    assert len(set(points)) < 3  # two criteria among three trials, so a stage is shared, too
-    assert len({path.stat().st_ino for path in weights}) == len(set(points))
+    assert len({path.stat().st_ino for path in weights}) == 1  # only what follows pruning differs
+    last = [done / "trials" / f"{number:04d}" / "stages" / "02-quant-post" / "model.safetensors" for number in range(3)]
+    assert len({path.stat().st_ino for path in last}) == 3
 
 
 def test_the_same_command_shows_the_table_and_runs_nothing(
@@ -148,7 +154,7 @@ def test_the_same_command_shows_the_table_and_runs_nothing(
     monkeypatch.setattr(loop, "run", partial(_raise, AssertionError("nothing may run")))
     assert main(search(files, done, "--trials", "3")) == 0
     lines = capsys.readouterr().out.splitlines()
-    columns = ["trial", "weight_bits", "criterion", "top1", "agreement", "ms", "speedup", "MB", "result"]
+    columns = ["trial", "weight_bits", "top1", "agreement", "ms", "speedup", "MB", "result"]
     assert lines[1].split() == columns
     assert len([line for line in lines if " met" in line]) == 3
     assert len([line for line in lines if "best" in line and "front" in line]) == 1
@@ -424,7 +430,7 @@ def test_a_target_that_no_trial_meets_ends_with_3_and_keeps_the_best(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder = tmp_path / "s"
-    assert main(search(files, folder, "--trials", "4", "target.min_agreement=99.5")) == 3
+    assert main(search(files, folder, "--trials", "3", "target.min_agreement=99.5")) == 3
     assert "no picture: matplotlib is missing" in capsys.readouterr().err and not (folder / "pareto.svg").exists()
     assert load_recipe(folder / "best.yaml").strategies["QuantPost"].weight_bits == 8  # misses it by less than 4 bits
     assert load_recipe(folder / "best.yaml").results["status"] == "missed"

@@ -68,7 +68,8 @@ def write(folder: Path, findings: Findings) -> None:
     if frozen is not None:
         write_text(folder / BEST, dump_recipe(frozen))
     if frozen is not None and matplotlib_missing() is None:
-        write_text(folder / PICTURE, draw(findings.trials, findings.front, findings.best, findings.space.base))
+        chosen, recipe = findings.best, findings.space.base
+        write_text(folder / PICTURE, draw(findings.trials, findings.front, chosen, findings.objectives, recipe))
 
 
 def need_result(findings: Findings) -> Trial:
