@@ -79,9 +79,10 @@ def command(args: argparse.Namespace) -> int:
     need_optuna()
     from act.run.goals import EXIT_CODES
     from act.search.figures import check_objectives, default_objectives
+    from act.search.queue import Budget, Queue
     from act.search.report import Findings, need_result, write
     from act.search.space import read_space
-    from act.search.worker import Budget, Worker
+    from act.search.worker import work
 
     _alone()
     recipe = read(args)
@@ -91,16 +92,16 @@ def command(args: argparse.Namespace) -> int:
     check_sampler(args.sampler, space)
     folder = args.dir or Path("runs") / f"{recipe.name}-search"
     study = args.study or (recipe.name if args.storage is not None else "search")
-    worker = Worker(folder, space, objectives, args.storage, study, args.sampler)
+    queue = Queue(folder, space, objectives, args.storage, study, args.sampler)
     trials = TRIALS if args.trials is None and args.hours is None else args.trials
     again = shlex.join(["vitcompress", "search", args.recipe, *args.overrides, "--space", str(args.space)])
 
     def findings() -> Findings:
-        return Findings(space, tuple(objectives), tuple(worker.trials()), again)
+        return Findings(space, tuple(objectives), tuple(queue.trials()), again)
 
     size = "endless" if math.isinf(space.size) else f"{space.size:.0f}"
     _log(f"search in {folder}: {len(space.dimensions)} keys, {size} combinations; {', '.join(objectives)}")
-    worker.work(Budget(trials, args.hours), _log, lambda: write(folder, findings()))
+    work(queue, Budget(trials, args.hours), _log, lambda: write(folder, findings()))
     found = findings()
     chosen = need_result(found)
     _output(found, folder, args.json)
