@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, sensitivity, verify
+from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
 VERBS = {
     "run": run,
     "plan": plan,
+    "search": search,
     "nodes": nodes,
     "analyze": analyze,
     "sensitivity": sensitivity,
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ActError as error:
         return _failed(args.debug, error.exit_code, str(error).splitlines())
     except KeyboardInterrupt:
-        again = f"; continue with: {PROGRAM} {shlex.join(argv)}" if args.verb == "run" else ""
+        again = f"; continue with: {PROGRAM} {shlex.join(argv)}" if args.verb in ("run", "search") else ""
         return _failed(args.debug, 130, [f"interrupted{again}"])
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

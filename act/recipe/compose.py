@@ -87,7 +87,7 @@ class Overrides:
     def apply(self, tree: Tree, problems: Problems) -> None:
         """Set the values in `tree`; a mapping is merged into the one that stands there."""
         for parts, value in self.values:
-            _set(tree, parts, value, problems)
+            set_value(tree, parts, value, problems)
 
 
 def compose_groups(body: Tree, defaults: Any, overrides: Overrides, problems: Problems) -> Tree:
@@ -152,7 +152,7 @@ def _entries(defaults: Any, problems: Problems) -> list[Any]:
     return entries if SELF in entries else [*entries, SELF]
 
 
-def _set(tree: Tree, parts: list[str], value: Any, problems: Problems) -> None:
+def set_value(tree: Tree, parts: list[str], value: Any, problems: Problems) -> None:
     node = tree
     for index, part in enumerate(parts[:-1]):
         inner = node.get(part)
@@ -165,7 +165,7 @@ def _set(tree: Tree, parts: list[str], value: Any, problems: Problems) -> None:
     old = node.get(parts[-1])
     if isinstance(old, dict) and isinstance(value, dict):
         for name, inner in value.items():
-            _set(old, [name], inner, problems)
+            set_value(old, [name], inner, problems)
     else:
         node[parts[-1]] = value
 

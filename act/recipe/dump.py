@@ -34,9 +34,13 @@ def recipe_hash(recipe: Recipe) -> str:
     Of local paths only the last part counts, so that a recipe has the same hash on every machine; the content of
     data and checkpoints has fingerprints of its own.
     """
-    values = {key: value for key, value in _as_dict(recipe, portable).items() if key not in _UNHASHED}
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    canonical = json.dumps(hashed_settings(recipe), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def hashed_settings(recipe: Recipe) -> dict[str, Any]:
+    """What `recipe_hash` is made of, as plain values."""
+    return {key: value for key, value in _as_dict(recipe, portable).items() if key not in _UNHASHED}
 
 
 def _as_dict(recipe: Recipe, path: Callable[[str], str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from act.errors import InputError
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 16
+EXAMPLE = "a recipe names at least a model and data (see: vitcompress recipes show)"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -77,8 +78,8 @@ def read_text(path: Path) -> str:
     return text
 
 
-def parse(text: str, source: str) -> Document:
-    """Plain values of a YAML document whose root is a mapping.
+def parse(text: str, source: str, example: str = EXAMPLE) -> Document:
+    """Plain values of a YAML document whose root is a mapping; `example` says what one looks like.
 
     Raises:
         InputError: the text is no such document (one problem: a YAML parser cannot go on after the first).
@@ -97,9 +98,9 @@ def parse(text: str, source: str) -> Document:
         first = str(error).splitlines()[0]
         raise InputError(f"{source}: not valid YAML: {first}; a recipe is a UTF-8 text file") from None
     if root is None or (isinstance(root, ScalarNode) and root.style is None and _WORDS.get(root.value, "") is None):
-        raise InputError(f"{source}: empty; a recipe names at least a model and data (see: vitcompress recipes show)")
+        raise InputError(f"{source}: empty; {example}")
     if not isinstance(root, MappingNode):
-        raise InputError(f"{source}: expected `section: ...` lines, found {_kind(root)}; see: vitcompress recipes show")
+        raise InputError(f"{source}: expected `section: ...` lines, found {_kind(root)}; {example}")
     document = Document({})
     document.values = _mapping(root, "", document)
     return document

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from act.run.atomic import replacing, write_json
 from act.run.evaluate import Predictions, evaluate
 from act.run.folder import open_stage
+from act.run.shared import publish
 
 if TYPE_CHECKING:
     from act.context import Context
@@ -55,10 +56,10 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context) -> Baseline:
-    """Measure the original, or load what was measured before under the same `key`."""
+def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context, shared: Path | None = None) -> Baseline:
+    """Measure the original, or load what was measured before under the same `key`, here or in `shared`."""
     onnx, saved = folder / "model_fp32.onnx", folder / "predictions.npy"
-    done = open_stage(folder, key)
+    done = open_stage(folder, key, shared)
     if done is not None and onnx.is_file():
         predictions = np.load(saved, allow_pickle=False) if done["predictions"] else None
         return Baseline(done["figures"], predictions, onnx)
@@ -73,6 +74,7 @@ def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context) -> 
     figures |= {"params": count_params(model), "macs": count_macs(model, ctx.input_size)}
     figures["bytes"] = _export(model, onnx, ctx)
     write_json(folder / "done.json", {"key": key, "figures": figures, "predictions": predictions is not None})
+    publish(folder, key, shared)
     return Baseline(figures, predictions, onnx)
 
 

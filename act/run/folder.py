@@ -18,6 +18,7 @@ from act.errors import InputError
 from act.recipe.dump import recipe_to_dict
 from act.run.atomic import write_json, write_text
 from act.run.environment import describe
+from act.run.shared import adopt
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -28,10 +29,14 @@ NO_MATTER = ("name", "description", "results")
 
 
 class RunFolder:
-    """`DIR` with recipe.yaml, environment.json, events.jsonl, baseline/, stages/NN-name/ and artifact/."""
+    """`DIR` with recipe.yaml, environment.json, events.jsonl, baseline/, stages/NN-name/ and artifact/.
 
-    def __init__(self, path: str | Path) -> None:
+    `shared` is a folder in which several runs keep what they have in common, see act/run/shared.py.
+    """
+
+    def __init__(self, path: str | Path, shared: Path | None = None) -> None:
         self.path = Path(path)
+        self.shared = shared
         self._lock: TextIO | None = None
 
     @property
@@ -114,16 +119,19 @@ class RunFolder:
         return found
 
 
-def open_stage(folder: Path, key: str) -> dict[str, Any] | None:
+def open_stage(folder: Path, key: str, shared: Path | None = None) -> dict[str, Any] | None:
     """Open a stage's folder for the inputs hashed in `key`.
 
-    Returns the stage's record when it is finished. Otherwise the folder exists afterwards and holds nothing but
-    what an interrupted run with the same key left there; results of other inputs are removed.
+    Returns the stage's record when it is finished, here or in `shared` by another run. Otherwise the folder exists
+    afterwards and holds nothing but what an interrupted run with the same key left there; results of other inputs are
+    removed.
     """
     if _read(folder / "key.json").get("key") != key:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / "key.json", {"key": key})
     done = _read(folder / "done.json")
+    if done.get("key") != key and adopt(folder, key, shared):
+        done = _read(folder / "done.json")
     return done if done.get("key") == key else None
 
 

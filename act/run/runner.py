@@ -43,17 +43,19 @@ def run(
     data: DataBundle | None = None,
     eval_callback: Callback | None = None,
     force: bool = False,
+    shared: Path | None = None,
 ) -> RunResult:
     """Compress, export, verify and report; results go to `folder`, where an interrupted run is continued.
 
     `model` (left unchanged) and `data` take the place of the recipe's; `eval_callback(model) -> float` is the
-    caller's own metric, which goals then go by. `force` takes over a folder of another recipe.
+    caller's own metric, which goals then go by. `force` takes over a folder of another recipe. Several runs with the
+    same folder `shared` measure their original once, and compute a stage that they have in common once.
 
     Raises:
         InputError: the recipe, the model, the data or the folder cannot be used.
         ActError: something promised does not hold, training diverged, or the exported file is wrong.
     """
-    target = RunFolder(folder)
+    target = RunFolder(folder, shared)
     with target.locked() if is_main() else nullcontext():
         original = _frozen(model, recipe)
         preprocess = resolve_preprocess(original, recipe.data)
@@ -165,7 +167,9 @@ class _Run:
         settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
         key = chain_key(weights, fingerprint, self.preprocess, *settings)
         scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
-        baseline = main_first(lambda: measure_baseline(self.original, self.folder.baseline, key, ctx))
+        baseline = main_first(
+            lambda: measure_baseline(self.original, self.folder.baseline, key, ctx, self.folder.shared)
+        )
         if self.callback is not None:
             own = {scorer.name: scorer.own(self.original)}
             baseline = dataclasses.replace(baseline, figures=baseline.figures | own)

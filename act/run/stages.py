@@ -26,6 +26,7 @@ from act.run.keys import chain_key, data_part, weights_hash
 from act.run.memory import peak_rss_mb, reset_peak
 from act.run.metrics import Scorer
 from act.run.ranks import is_main, main_first, wait
+from act.run.shared import publish
 from act.strategies.base import Invariant, Objective
 from act.train.recover import recover
 from act.train.rng import seed_everything
@@ -76,7 +77,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             data_part(session.ctx.recipe.data),
         )
         folder = session.folder.stage(number, stage.name)
-        record = main_first(lambda folder=folder, key=key: open_stage(folder, key))  # type: ignore[misc]
+        record = main_first(lambda folder=folder, key=key: open_stage(folder, key, session.folder.shared))  # type: ignore[misc]
         if record is not None:
             session.ctx.log("stage", f"[{number}/{len(stages)}] {stage.name}: done before, kept", name=stage.name)
             records.append(record["report"])
@@ -91,6 +92,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             write_json(folder / "metrics.json", report)
             write_json(folder / "done.json", {"key": key, "report": report, "flags": training_flags(model)})
             _drop_intermediate(folder)
+            publish(folder, key, session.folder.shared)
         wait()
         records.append(report)
     return model, records, key
