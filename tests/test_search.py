@@ -189,10 +189,11 @@ def test_two_processes_share_a_search_and_a_killed_one_is_replaced(files: tuple[
     # This process holds the first trial; the other one leaves it alone and runs the next.
     other = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert other.returncode == 0, other.stderr
-    assert [trial["state"] for trial in found(folder)["trials"]] == ["running", "met"]
+    states = [trial["state"] for trial in found(folder)["trials"]]
+    assert [state for state in states if state != "passed_over"] == ["running", "met"]
     with taken.lock:
         here.tell(taken.trial, loop.run_trial(here, taken))
-    trials = here.trials()
+    trials = [trial for trial in here.trials() if trial.state != "passed_over"]
     assert [trial.state for trial in trials] == ["met"] * 2 and here.take(Budget(2, None), lambda text: None) is None
     processes = [trial.place.split(" on ")[0] for trial in trials]
     assert processes[0] == f"process {os.getpid()}" and processes[1] != processes[0]
@@ -240,6 +241,7 @@ def made_up(recipe: Recipe, folder: Path, shared: Path) -> Any:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "run", made_up)
+    monkeypatch.setattr("gc.collect", lambda: 0)  # there are no models to collect
 
 
 def queue(tmp_path: Path, text: str, sampler: str = "auto", target: dict[str, Any] | None = None) -> Queue:

@@ -28,6 +28,8 @@ NEEDED = (
 EXTRAS = {
     "openvino": "openvino",
     "tensorrt": "tensorrt",
+    "optuna": "search",
+    "matplotlib": "report",
     "datasets": "datasets",
     "webdataset": "datasets",
     "tensorboard": "dev",
