@@ -17,6 +17,7 @@ from act.distill.objective import DistillObjective, LogitTerms
 from act.errors import InputError
 from act.recipe.schema import ModelConfig
 from act.strategies.base import LayerPlan, Objective, Phase, Strategy
+from act.tokens.blocks import merging_blocks
 
 HARD_LABELS = ("label", "teacher")
 
@@ -121,10 +122,9 @@ class Distillation(Strategy):
                     f"{len(own)} of the student; they are compared in order and must be as many"
                 )
             weight = float(alphas[index]) / len(own)
-            auto = entries[index] == AUTO
-            terms += [
-                FeatureTerm(a, b, losses[index], weight, auto) for a, b in zip(own, theirs, strict=True) if weight
-            ]
+            merged = entries[index] == AUTO and bool(merging_blocks(student))
+            pairs = zip(own, theirs, strict=True)
+            terms += [FeatureTerm(a, b, losses[index], weight, merged) for a, b in pairs if weight]
         return terms
 
     def _teacher_nodes(
