@@ -47,7 +47,7 @@ class StagePlan:
 
 @dataclass
 class Plan:
-    """The whole pipeline. `train_images` and `labelled` are None where no data could be looked at."""
+    """The whole pipeline. `train_images`, `labelled` and `data` are None where there are no training images."""
 
     recipe: Recipe
     stages: list[StagePlan]
@@ -56,6 +56,7 @@ class Plan:
     chosen: Automatic | None = None  # where the recipe names no strategy
     train_images: int | None = None
     labelled: bool | None = None
+    data: DataBundle | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -128,7 +129,7 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
     if data is not None:
         plan.warnings += data.notes
     if data is not None and data.has_train:
-        plan.train_images, plan.labelled = data.train_images, data.labelled
+        plan.train_images, plan.labelled, plan.data = data.train_images, data.labelled, data
     for stage in stages:
         try:
             for objective in stage.objectives:
@@ -191,6 +192,12 @@ def _warnings(plan: Plan) -> list[str]:
             found.append(
                 f"{stage.strategy.name}: the teacher is the model itself, so there is nothing to learn; name a teacher"
             )
+    distillation = plan.recipe.strategies.get("Distillation")
+    if distillation is not None and distillation.layer_weights == "sparse_aware" and len(names) < 2:
+        found.append(
+            "Distillation.layer_weights: sparse_aware takes the weights from an earlier stage that trained; this "
+            "recipe trains in one stage only, where layers weigh the same"
+        )
     if data.val is None:
         found.append("data.val: not given; the compressed model will not be scored")
     return found

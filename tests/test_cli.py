@@ -177,6 +177,19 @@ def test_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"touches {name}" in listed for name in stage["layers_done"])
 
 
+def test_plan_with_time(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["data.train=builtin:digits.tar/train", "data.limit_train=32", "data.batch_size=8", "data.workers=0"]
+    words = ["plan", recipe, "QuantPost={}", "TrainConfig.train_iter=1000", *data]
+    assert all(stage["time"] is None for stage in json.loads(output(capsys, *words, "--json")[0])["stages"])
+    prune, quant = json.loads(output(capsys, *words, "--time", "--json")[0])["stages"]
+    assert quant["time"] is None and prune["time"]["step_seconds"] > 0
+    assert prune["time"]["images_per_second"] == pytest.approx(8 / prune["time"]["step_seconds"])
+    assert prune["time"]["hours"] == pytest.approx(1000 * prune["time"]["step_seconds"] / 3600)
+    out, _ = output(capsys, *words, "--time")
+    row = next(line.split() for line in out.splitlines() if line.split()[:2] == ["prune", "1000"])
+    assert "estimated from" in out and float(row[4]) == pytest.approx(1000 * float(row[2]) / 3600, rel=0.01)
+
+
 def test_nodes(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = json.loads(output(capsys, "nodes", recipe, "--pattern", "blocks.1*", "--json")[0])
     by_name = {node["name"]: node for node in nodes}

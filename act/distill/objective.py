@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ class DistillObjective(Objective):
             _Teacher(model, share / total, terms)
             for model, share, terms in zip(teachers, shares, self.feature_terms, strict=True)
         ]
+        self.layer_weights: dict[str, float] = {}  # what `weigh` was given
         self.capture = Capture(student, [term.node for term in self.feature_terms[0]], only_with_grad=True)
         self._was_distilled = distilled_training(student)
         self.two_heads = self._was_distilled is not None and logit_terms.soft_weight + logit_terms.hard_weight > 0
@@ -98,6 +99,22 @@ class DistillObjective(Objective):
         """The projections' weights."""
         every = [matched for teacher in self.teachers for matched in teacher.matched if matched is not None]
         return [parameter for matched in every for parameter in matched.parameters()]
+
+    def feature_weights(self) -> dict[str, float]:
+        """The weight of each compared node's term, mean over the teachers."""
+        found: dict[str, float] = {}
+        for teacher, terms in zip(self.teachers, self.feature_terms, strict=True):
+            for term, matched in zip(terms, teacher.matched, strict=True):
+                if matched is not None:
+                    found[term.node] = found.get(term.node, 0.0) + teacher.share * term.weight
+        return {node: weight for node, weight in found.items() if weight}
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Multiply the weight of each node's terms by `weights[node]`; nodes that are not compared need none."""
+        self.layer_weights = dict(weights)
+        for terms in self.feature_terms:
+            for term in terms:
+                term.weight *= weights.get(term.node, 1.0)
 
     def losses(self, images: Tensor, labels: Tensor | None, output: Any) -> dict[str, Tensor]:
         """Weighted terms by name for the student's `output` (logits [B, classes], or a pair of them) on `images`."""

@@ -46,6 +46,7 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
         _section("Exported files", _exported(report)),
         _section("Not run here", _commands(report)),
         _section("Stages", _stages(report)),
+        _section("Distilled layers", _features(report)),
         _section("What must hold", _invariants(report)),
         _section("Layers left as they were", _left(report)),
         _section("Training", loss_chart(events) + value_chart(events)),
@@ -221,6 +222,32 @@ def _stages(report: Mapping[str, Any]) -> str:
         rows.append((stage["name"], *figures, Number(f"{done} of {done + left}"), *cost))
     head = ("stage", *map(Number, (*names, "layers", "seconds", "peak memory (MiB)")))
     return table(head, rows) if rows else "<p>The recipe has no stage.</p>"
+
+
+def _features(report: Mapping[str, Any]) -> str:
+    """The feature loss that each stage left by layer, and the weights made from it; '' where none were."""
+    stages = [stage for stage in report["stages"] if "feature_loss" in stage]
+    if not any("layer_weights" in stage for stage in stages):
+        return ""
+    head: list[str] = ["layer"]
+    columns: list[tuple[Mapping[str, float], str]] = []
+    for stage in stages:
+        for key, title, form in (
+            ("layer_weights", "weight in", ".2f"),
+            ("feature_loss", "loss left after", ".4g"),
+        ):
+            if key in stage:
+                head.append(Number(f"{title} {stage['name']}"))
+                columns.append((stage[key], form))
+    layers = dict.fromkeys(layer for values, _ in columns for layer in values)
+    rows = [
+        (layer, *(Number(format(values[layer], form) if layer in values else "") for values, form in columns))
+        for layer in layers
+    ]
+    return table(head, rows) + (
+        "<p><small>Loss: mean over a stage's last steps, without weights. Weight: the loss that the stage before left, "
+        "over the mean of all layers.</small></p>"
+    )
 
 
 def _invariants(report: Mapping[str, Any]) -> str:
