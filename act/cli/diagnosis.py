@@ -33,7 +33,6 @@ EXTRAS = {
     "datasets": "datasets",
     "webdataset": "datasets",
     "tensorboard": "dev",
-    "matplotlib": "report",
 }
 _MODULES = {"hydra-core": "hydra"}
 # Instruction sets that decide how fast integer kernels are, as Linux names them.
