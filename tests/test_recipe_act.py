@@ -93,7 +93,6 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "several teachers": ("MultiTeacherDistillation: {}\n", ["write Distillation"]),
     "search": ("HyperParameterOptimization: {}\n", ["write QuantPost"]),
     "channels": ("ChannelPrune: {pruned_ratio: 0.5}\n", ["write Prune"]),
-    "heads": ("TransformerPrune: {pruned_ratio: 0.5}\n", ["write Prune"]),
     "unstructured": ("UnstructurePrune: {ratio: 0.5}\n", ["write Prune"]),
     "ratio": ("Prune: {pruned_ratio: 0.5}\n", ["Prune.pruned_ratio", '`pattern: "2:4"`']),
     "parameters": ("ASPPrune: {prune_params_name: [conv1]}\n", ["prune_params_name", "include: [GLOB]"]),

@@ -9,7 +9,15 @@ from act.recipe.load import load_recipe
 from act.run.attempts import Attempt, best_attempt
 from act.run.runner import run
 
-BASE = ["TrainConfig.train_iter=2", "export.benchmark=false", "~Prune", "~QuantAware", "data.limit_val=100"]
+BASE = [
+    "TrainConfig.train_iter=2",
+    "TrainConfig.epochs=null",
+    "TrainConfig.warmup_iter=0",
+    "export.benchmark=false",
+    "~Prune",
+    "~QuantAware",
+    "data.limit_val=100",
+]
 
 
 def goal(key: str, limit: float, measured: float, met: bool) -> dict[str, object]:

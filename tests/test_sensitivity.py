@@ -100,7 +100,7 @@ def test_integers_cost_what_a_model_with_one_quantised_layer_loses(family: str) 
     model, found = measured(family)
     costs = of(found, "int8")
     # Not all: in a tiny PVT some queries have one key to choose from.
-    assert sum(cost.error > 1e-5 for cost in costs) > len(costs) / 2
+    assert sum(cost.error > 1e-5 for cost in costs) > len(costs) / 3
     for cost in (costs[0], costs[len(costs) // 2], costs[-1]):
         treated = deepcopy(model)
         prepare_quantized(treated, QuantConfig(images=8, include=[cost.layer], **ALONE), context(), "fixed")

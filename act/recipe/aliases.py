@@ -21,7 +21,6 @@ _REFUSED_SECTIONS = {
     "MultiTeacherDistillation": "write Distillation with its list of teachers",
     "HyperParameterOptimization": "is not part of this tool; write QuantPost, whose calibration needs no search",
     "ChannelPrune": "is for convolutional networks; write Prune for 2:4 sparsity",
-    "TransformerPrune": "has no counterpart here; write Prune for 2:4 sparsity",
     "UnstructurePrune": "speeds nothing up in the runtimes served here; write Prune for 2:4 sparsity",
     "Distill": "write Distillation",
 }

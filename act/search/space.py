@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,9 @@ class Space:
 
     def recipe(self, point: Mapping[str, Any]) -> Recipe:
         """The base recipe with the values of `point`; InputError with every reason why that is none."""
-        return changed(self.base, point, "this combination")
+        recipe = changed(self.base, point, "this combination")
+        # A milder recipe would be another point of the space, which is the search's to choose.
+        return replace(recipe, target=replace(recipe.target, attempts=1))
 
     def start(self) -> dict[str, Any]:
         """Optuna's parameters of the base recipe itself, as far as they lie in the space."""

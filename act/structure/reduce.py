@@ -27,7 +27,10 @@ def refit(weight: Tensor, moments: Tensor, basis: Tensor, damping: float = RIDGE
     moments = moments.double()
     half = moments[:, basis] if basis.dim() == 1 else moments @ basis.double().T
     inner = half[basis] if basis.dim() == 1 else basis.double() @ half
-    factor = torch.linalg.cholesky(ridged(inner, damping))
+    factor, failed = torch.linalg.cholesky_ex(ridged(inner, damping))
+    while int(failed):  # few images leave directions that hold nothing but rounding errors
+        damping = max(10 * damping, RIDGE)
+        factor, failed = torch.linalg.cholesky_ex(ridged(inner, damping))
     return torch.cholesky_solve((weight.double() @ half).T, factor).T
 
 
