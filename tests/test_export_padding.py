@@ -20,7 +20,7 @@ from act.export.padding import pad_tokens, padding_obstacle
 from act.quant.matmul import attention_modules
 
 TINY = VIT | {"num_heads": 4}
-# (model, arguments, tokens, values that are cut back to the real tokens)
+# (model, arguments, tokens, values beside keys and values of attentions that are cut back to the real tokens)
 FAMILIES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "class token": ("vit_tiny_patch16_224", VIT, 17, 0),
     "mean": ("vit_tiny_patch16_224", VIT | {"global_pool": "avg", "fc_norm": False}, 17, 1),
@@ -69,9 +69,11 @@ def test_the_logits_stay_the_same(family: str, quantized: bool, tmp_path: Path) 
     assert made["zero tokens appended"] == -tokens % 8
     assert narrow[0] == narrow[1]
     graph = Graph(padded)
-    wide = [graph.shapes[attention.scores.output[0]][-1] for attention in graph.attentions()]
-    assert wide == [tokens + -tokens % 8] * len(wide) and len(wide) >= 2
-    assert sum(node.name.endswith("/real_tokens") for node in padded.graph.node) == cuts
+    scores = [graph.shapes[attention.scores.output[0]][-2:] for attention in graph.attentions()]
+    assert len(scores) >= 2 and scores[0] == [tokens + -tokens % 8, tokens]
+    assert all(keys == tokens for _, keys in scores)
+    # Keys and values of each attention, and a mean over the tokens.
+    assert sum(node.name.endswith("/real_tokens") for node in padded.graph.node) == 2 * len(scores) + cuts
     for count in (1, 3):
         batch = images(count, (3, kwargs["img_size"], kwargs["img_size"]), seed=3).numpy()
         before, after = logits(plain, batch), logits(padded, batch)

@@ -121,6 +121,10 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "negative drop": ("target: {max_drop: -1}\n", ["target.max_drop: -1"]),
     "old opset": ("export: {opset: 13}\n", ["export.opset: 13", "19"]),
     "no formats": ("export: {formats: []}\n", ["export.formats"]),
+    "neither yes nor no": (
+        "export: {pad_tokens: 8}\n",
+        ["export.pad_tokens: 8 is unknown; allowed: auto, true, false"],
+    ),
     "batch 0": ("export: {benchmark_batches: [1, 0]}\n", ["export.benchmark_batches[1]: 0"]),
     "unknown schema": ("schema: 2\n", ["schema: 2", "allowed: 1"]),
     "negative seed": ("seed: -1\n", ["seed: -1"]),

@@ -1,8 +1,9 @@
 """Append zero tokens until their number is a multiple of 8; kernels that multiply in tiles of rows can be faster then.
 
-The zero tokens follow the embedded ones and go through every operator that treats tokens alike. No attention sees
-them: -inf is added to their scores, so that their probability is 0. What mixes tokens in another way, as a mean over
-them does, reads the real ones. What is computed for a real token stays the same, up to the order of sums.
+The zero tokens follow the embedded ones and go through every operator that treats tokens alike. What mixes tokens
+reads the real ones only: an attention gets their keys and values, a mean is over them. So what is computed for a real
+token stays the same. (A mask on the scores does the same, but OpenVINO 2026.4 reads it wrongly in bf16 in its fused
+attention.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from act.export.rows import BINARY, TOKENS
 from act.export.widening import NONE, Axes, Widening
 
 MULTIPLE = 8
-_PADS, _MASK = "appended_tokens/pads", "appended_tokens/mask"
+_PADS = "appended_tokens/pads"
 Nodes = dict[int, list[onnx.NodeProto]]
 
 
@@ -48,23 +49,19 @@ def _plan(graph: Graph) -> Widening | str:
         return f"its attentions see different numbers of tokens ({', '.join(sorted(map(str, sizes)))})"
     if tokens % MULTIPLE == 0:
         return f"its number of tokens, {tokens}, is a multiple of {MULTIPLE} already"
-    softmaxes = {attention.softmax.output[0] for attention in attentions}
-    for node in graph.nodes:
-        if node.output[0] in softmaxes:
-            break
+    first = [node.output[0] for node in graph.nodes].index(attentions[0].softmax.output[0])
+    for node in graph.nodes[:first]:
         shape = graph.shapes.get(node.output[0], [])
         if len(shape) == 3 and shape[TOKENS] == tokens:
-            found = Widening(graph, tokens, node.output[0], {attention.mix.output[0] for attention in attentions})
-            if found.spread(softmaxes):
+            found = Widening(graph, tokens, node.output[0])
+            found.spread()
+            if found.feeds(attentions):
                 return found
     return f"not all its attentions can be reached through operators that treat its {tokens} tokens alike"
 
 
 def _apply(model: onnx.ModelProto, plan: Widening, count: int) -> None:
     graph, padded = plan.graph, f"{plan.source}/padded"
-    mask = np.zeros(plan.tokens + count, np.float32)
-    mask[plan.tokens :] = -np.inf
-    _constant(model, _MASK, mask)
     _constant(model, _PADS, np.array([0, 0, 0, 0, count, 0]))
     maker = graph.producers[plan.source]
     pad = helper.make_node("Pad", [plan.source, _PADS], [padded], name=padded)
@@ -75,11 +72,6 @@ def _apply(model: onnx.ModelProto, plan: Widening, count: int) -> None:
         for index, name in enumerate(node.input):
             if name == plan.source and (id(node), index) not in whole:
                 node.input[index] = padded
-    for node in plan.masked:
-        hidden = f"{node.input[0]}/masked"
-        add = helper.make_node("Add", [node.input[0], _MASK], [hidden], name=f"{node.name}/mask")
-        node.input[0] = hidden
-        new[id(node)] = [add, *new.get(id(node), [node])]
     for value in model.graph.value_info:
         for axis in plan.axes.get(value.name, NONE) if value.name != plan.source else ():
             value.type.tensor_type.shape.dim[axis].dim_value += count

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx
 
-from act.export.onnx_graph import Graph, attribute, permutation
+from act.export.onnx_graph import Attention, Graph, attribute, permutation
 from act.export.rows import BINARY, LAST_AXIS, TOKENS, UNARY, reshape_keeps, scalar_parameters
 
 Axes = frozenset[int]
@@ -18,36 +19,34 @@ WITH_ZEROS = ("Add", "Sub", "Mul")  # a constant of these may be continued by ze
 class Widening:
     """What gets longer if tokens are appended to the value `source` [batch, tokens, channels].
 
-    `axes`: which axes of a value do; `cuts`: operands that must be as long as before; `masked`: softmaxes over tokens;
-    `mixes`: products that sum over tokens with probabilities.
+    `axes`: which axes of a value do; `cuts`: operands (node, index) that must be as long as before.
     """
 
     graph: Graph
     tokens: int
     source: str
-    mixes: set[str]
     axes: dict[str, Axes] = field(default_factory=dict)
     cuts: list[tuple[onnx.NodeProto, int]] = field(default_factory=list)
-    masked: list[onnx.NodeProto] = field(default_factory=list)
 
-    def spread(self, softmaxes: set[str]) -> bool:
-        """Follow the tokens to the end; whether they reach every softmax of `softmaxes` and no output."""
+    def spread(self) -> None:
+        """Follow the tokens to the end; fills in `axes` and `cuts`."""
         self.axes[self.source] = frozenset({TOKENS})
         for node in self.graph.nodes:
             wide = [self.axes.get(name, NONE) for name in node.input]
-            if not any(wide):
-                continue
-            if node.op_type == "Softmax" and max(wide[0]) == self.rank(node.input[0]) - 1:
-                result = wide[0] if node.output[0] in softmaxes else None
-                self.masked += [node] if result else []
-            else:
-                result = self._result(node, wide)
+            if node.op_type == "MatMul" and wide[1]:  # it would sum over them, or make columns of them
+                self.cuts.append((node, 1))
+                wide[1] = NONE
+            result = self._result(node, wide) if any(wide) else NONE
             if result is None:
                 self.cuts += [(node, index) for index, axes in enumerate(wide) if axes]
             elif result:
                 self.axes.update(dict.fromkeys(node.output, result))
+
+    def feeds(self, attentions: Iterable[Attention]) -> bool:
+        """Whether the values of every attention get longer, before they are cut, and no output of the graph does."""
+        cut = {node.output[0] for node, index in self.cuts if index == 1}
         outputs = {value.name for value in self.graph.graph.output}
-        return softmaxes == {node.output[0] for node in self.masked} and not outputs & self.axes.keys()
+        return all(attention.mix.output[0] in cut for attention in attentions) and not outputs & self.axes.keys()
 
     def rank(self, value: str) -> int:
         return len(self.graph.shapes.get(value, []))
@@ -64,26 +63,16 @@ class Widening:
             last = attribute(node, "axis", -1) % rank == rank - 1
             return first if last and rank - 1 not in first else None
         if kind == "MatMul":
-            return self._product(node, wide)
+            return first if first == {self.rank(node.input[0]) - 2} else None
         if kind == "Transpose":
             order = permutation(node, self.rank(node.input[0]))
-            return frozenset(order.index(axis) for axis in first)
+            # Ahead of a transposition that makes columns of them, whole rows can be cut.
+            return None if order[-1] in first else frozenset(order.index(axis) for axis in first)
         if kind == "Reshape":
             return first if all(reshape_keeps(self.graph, node, axis) for axis in first) else None
         if kind in ("Gather", "Slice", "Squeeze"):
             return self._choice(node, first)
         return self._binary(node, wide) if kind in BINARY else None
-
-    def _product(self, node: onnx.NodeProto, wide: list[Axes]) -> Axes | None:
-        left, right = (self.rank(name) for name in node.input)
-        summed = (left - 1 in wide[0], right - 2 in wide[1])
-        rows, columns = wide[0] - {left - 1}, wide[1] - {right - 2}
-        if summed[0] != summed[1] or (summed[0] and node.output[0] not in self.mixes):
-            return None
-        if rows - {left - 2} or columns - {right - 1}:
-            return None
-        rank = self.rank(node.output[0])
-        return frozenset([rank - 2] * bool(rows) + [rank - 1] * bool(columns))
 
     def _choice(self, node: onnx.NodeProto, wide: Axes) -> Axes | None:
         """Gather and Slice by constants, Squeeze."""
