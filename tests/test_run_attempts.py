@@ -9,15 +9,7 @@ from act.recipe.load import load_recipe
 from act.run.attempts import Attempt, best_attempt
 from act.run.runner import run
 
-BASE = [
-    "TrainConfig.train_iter=2",
-    "TrainConfig.epochs=null",
-    "TrainConfig.warmup_iter=0",
-    "export.benchmark=false",
-    "~Prune",
-    "~QuantAware",
-    "data.limit_val=100",
-]
+BASE = ["TrainConfig.train_iter=2", "TrainConfig.epochs=null", "TrainConfig.warmup_iter=0", "~Prune", "~QuantAware"]
 
 
 def goal(key: str, limit: float, measured: float, met: bool) -> dict[str, object]:
@@ -41,9 +33,14 @@ def test_the_best_attempt_meets_accuracy_before_cost() -> None:
 
 
 def test_a_ratio_that_costs_too_much_is_halved_and_the_best_kept(tmp_path: Path) -> None:
-    words = ["TransformerPrune.pruned_ratio=0.7", "TransformerPrune.images=32", "TransformerPrune.loss_images=16"]
-    words += ["TransformerPrune.refit=false", "target.max_drop=null", "target.min_agreement=97", "target.attempts=3"]
-    recipe = load_recipe("quickstart", [*BASE, *words])
+    words = ["TransformerPrune.pruned_ratio=0.7", "TransformerPrune.images=32", "TransformerPrune.criterion=magnitude"]
+    words += [
+        "TransformerPrune.allocation=uniform",
+        "target.max_drop=null",
+        "target.min_agreement=99",
+        "TransformerPrune.refit=false",
+    ]
+    recipe = load_recipe("quickstart", [*BASE, *words, "export.benchmark=false", "data.limit_val=100"])
     folder = tmp_path / "run"
     result = run(recipe, folder)
     report = result.report
