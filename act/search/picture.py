@@ -53,8 +53,8 @@ def draw(
             places = sorted(_place(trial.figures, cost, accuracy) for trial in front if trial in done)
             axes.plot(*zip(*places, strict=True), color=BLUE, lw=1, zorder=2, drawstyle=steps, label="not surpassed")
         if best in done:
-            ring = {"ls": "none", "marker": "o", "ms": 13, "mfc": "none", "mec": GREEN}
-            axes.plot(*_place(best.figures, cost, accuracy), label="best", **ring)
+            x, y = _place(best.figures, cost, accuracy)
+            axes.plot(x, y, ls="none", marker="o", ms=13, mfc="none", mec=GREEN, label="best")
         if done:
             _original(axes, done, cost, accuracy)
             _limits(axes, done[0].original, recipe, cost, accuracy)
