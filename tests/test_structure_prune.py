@@ -201,3 +201,12 @@ def test_width_counts_towards_the_ratio() -> None:
             "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 4)
         )
         cls(cls.Config(width=0.5)).prepare(swin, context())
+
+
+def test_a_ratio_out_of_reach_is_said() -> None:
+    model, ctx = build(), context()
+    said: list[str] = []
+    ctx.log = lambda event, message="", **fields: said.append(message) if event == "warning" else None
+    cls = load_strategies()["TransformerPrune"]
+    cls(cls.Config(pruned_ratio=0.9, units=["qk"], align=4)).prepare(model, ctx)
+    assert len(said) == 1 and "units qk" in said[0]

@@ -61,6 +61,12 @@ def prune_structure(
             readers = [group.reader for group in find(model).groups]
             refit_layers(dense, model, readers, lambda: iter(images), config.damping)
     predicted = total - whole + sum(cost(group.name, full_size(group)) for group in find(model).groups)
+    if predicted > (goal := (1 - ratio) * before) * 1.001:
+        ctx.log(
+            "warning",
+            f"TransformerPrune: {config.of} falls to {predicted:,.6g} only, not to {goal:,.6g}: units "
+            f"{', '.join(config.units)} in steps of align {config.align} give no more",
+        )
     before, after = _measured(config, original, model, ctx)
     unit = " ms" if config.of == "latency" else ""
     ctx.log(
