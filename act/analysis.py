@@ -1,7 +1,8 @@
 """What a forward of one image costs: multiply-accumulates, bit operations and time of every matrix product.
 
 The products are those that torch really executes, with their shapes; what each is for follows from the order in which
-a block calls them and from whether an operand is a weight, not from class or attribute names.
+a block calls them and from whether an operand is a weight, not from class or attribute names. docs/accounting.md has
+the definitions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KINDS = ("patch_embed", "qkv", "qk^T", "av", "proj", "fc1", "fc2", "head", "other")
+from act.tokens.blocks import TokenMerge
+
+KINDS = ("patch_embed", "qkv", "qk^T", "av", "proj", "fc1", "fc2", "head", "merge", "other")
 FLOAT_BITS = 32
 _ATEN = torch.ops.aten
 
@@ -63,6 +66,11 @@ class Analysis:
     def macs(self) -> int:
         """Multiply-accumulates of all products."""
         return sum(product.macs for product in self.products)
+
+    @property
+    def bops(self) -> int:
+        """Bit operations of all products."""
+        return round(sum(product.bops for product in self.products))
 
     @property
     def blocks(self) -> list[str]:
@@ -176,7 +184,9 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not weighted:
             self._calls[name] = self._calls.get(name, 0) + 1
         groups = int(args[8]) if convolution and len(args) > 8 else 1
-        return Product(name, weighted, macs, int(result.shape[1 if convolution else -1]), groups, params, bits, density)
+        columns = int(result.shape[1 if convolution else -1])
+        kind = "merge" if isinstance(module, TokenMerge) else "other"
+        return Product(name, weighted, macs, columns, groups, params, bits, density, kind=kind)
 
 
 def _mm(args: Any, result: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -226,9 +236,9 @@ def _named(products: Sequence[Product], classes: set[int]) -> list[Product]:
     blocks = _blocks(products)
     placed = [replace(product, block=_within(product.module, blocks)) for product in products]
     inside = [index for index, product in enumerate(placed) if product.block]
-    kinds = ["other"] * len(placed)
+    kinds = [product.kind for product in placed]
     for block in blocks:
-        own = [index for index in inside if placed[index].block == block]
+        own = [index for index in inside if placed[index].block == block and placed[index].kind != "merge"]
         for index, kind in zip(own, _block_kinds([placed[index] for index in own]), strict=True):
             kinds[index] = kind
     for index, product in enumerate(placed):
@@ -242,7 +252,8 @@ def _named(products: Sequence[Product], classes: set[int]) -> list[Product]:
 
 def _blocks(products: Iterable[Product]) -> list[str]:
     """The widest numbered modules around exactly one attention, that is around the products of two activations."""
-    attentions = list(dict.fromkeys(product.module for product in products if not product.weighted))
+    pairs = (product for product in products if not product.weighted and product.kind != "merge")
+    attentions = list(dict.fromkeys(product.module for product in pairs))
     found = []
     for name in attentions:
         parts = name.split(".")

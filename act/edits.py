@@ -29,8 +29,13 @@ def edit_op(name: str) -> Callable[[Edit], Edit]:
 
 def apply_edit(model: nn.Module, edit: dict[str, Any]) -> None:
     """Apply one recorded edit to `model` in place; InputError for an unknown op."""
+    import act.depth.remove
     import act.layers
-    import act.quant.matmul  # noqa: F401  registering their edits
+    import act.quant.matmul
+    import act.sparsity.reorder
+    import act.structure.shrink
+    import act.structure.width
+    import act.tokens.blocks  # noqa: F401  registering their edits
 
     op = edit.get("op")
     if op not in _EDITS:

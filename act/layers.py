@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from act.edits import edit_op
 from act.errors import InputError
 from act.quant.fake_quant import FakeQuantize
-from act.sparsity.srste import SRSTE
+from act.sparsity.srste import StraightThrough
 
 
 class _Compressed:
@@ -29,15 +29,14 @@ class _Compressed:
     input_quantizer: FakeQuantize | None
     input_factor: Tensor | None  # [in]: the input is multiplied by it (equalisation that nothing could absorb)
     input_shift: Tensor | None  # scalar subtracted from the input before it is quantised, given back in the bias
-    straight_through: bool  # SR-STE: pruned weights keep receiving the gradient, and decay
-    sparse_decay: float
+    straight_through: bool  # SR-STE: pruned weights keep receiving the gradient
 
     def effective_weight(self) -> Tensor:
         """The weight the forward pass uses: masked, then fake-quantised. Same shape as `weight`."""
         weight = self.weight
         if self.weight_mask is not None:
             if self.straight_through and self.weight.requires_grad:
-                weight = SRSTE.apply(weight, self.weight_mask, self.sparse_decay)
+                weight = StraightThrough.apply(weight, self.weight_mask)
             else:
                 weight = weight * self.weight_mask
         if self.weight_quantizer is not None:
@@ -108,7 +107,6 @@ def compress_layer(model: nn.Module, name: str) -> CompressedLayer:
     module.register_module("weight_quantizer", None)
     module.register_module("input_quantizer", None)
     module.straight_through = False  # type: ignore[assignment]
-    module.sparse_decay = 0.0  # type: ignore[assignment]
     return module  # type: ignore[return-value]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from act.automatic import Automatic, choose_strategies
 from act.context import Context
 from act.errors import InputError
 from act.estimate import Memory, estimate_memory
@@ -46,14 +47,16 @@ class StagePlan:
 
 @dataclass
 class Plan:
-    """The whole pipeline. `train_images` and `labelled` are None where no data could be looked at."""
+    """The whole pipeline. `train_images`, `labelled` and `data` are None where there are no training images."""
 
     recipe: Recipe
     stages: list[StagePlan]
     parameters: int
     input_size: tuple[int, int, int]
+    chosen: Automatic | None = None  # where the recipe names no strategy
     train_images: int | None = None
     labelled: bool | None = None
+    data: DataBundle | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -105,7 +108,6 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
     """
     from act.data.preprocess import resolve_preprocess
 
-    stages = build_stages(recipe)
     problems: list[str] = []
     preprocess = resolve_preprocess(model, recipe.data)
     data: DataBundle | None = None
@@ -116,12 +118,18 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
             data = DataBundle(recipe.data, preprocess, recipe.seed)
         except InputError as error:
             problems += error.problems
+    try:
+        chosen = choose_strategies(recipe, model, data, preprocess.input_size)
+    except InputError as error:
+        raise InputError(problems or error.problems) from error
+    recipe = recipe if chosen is None else chosen.recipe
+    stages = build_stages(recipe)
     ctx = Context(recipe, preprocess.input_size)
-    plan = Plan(recipe, [], sum(p.numel() for p in model.parameters()), preprocess.input_size)
+    plan = Plan(recipe, [], sum(p.numel() for p in model.parameters()), preprocess.input_size, chosen)
     if data is not None:
         plan.warnings += data.notes
     if data is not None and data.has_train:
-        plan.train_images, plan.labelled = data.train_images, data.labelled
+        plan.train_images, plan.labelled, plan.data = data.train_images, data.labelled, data
     for stage in stages:
         try:
             for objective in stage.objectives:
@@ -184,6 +192,12 @@ def _warnings(plan: Plan) -> list[str]:
             found.append(
                 f"{stage.strategy.name}: the teacher is the model itself, so there is nothing to learn; name a teacher"
             )
+    distillation = plan.recipe.strategies.get("Distillation")
+    if distillation is not None and distillation.layer_weights == "sparse_aware" and len(names) < 2:
+        found.append(
+            "Distillation.layer_weights: sparse_aware takes the weights from an earlier stage that trained; this "
+            "recipe trains in one stage only, where layers weigh the same"
+        )
     if data.val is None:
         found.append("data.val: not given; the compressed model will not be scored")
     return found

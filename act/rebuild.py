@@ -1,6 +1,8 @@
 """A compressed torch model on disk: `arch.json` (base model and edits) and `model.safetensors` (every tensor).
 
 Rebuilding applies the edits to a fresh base model and loads the tensors, which gives the same model bit for bit.
+`model.packed.safetensors` may take the place of the tensors: the model then has other weights behind its quantisers,
+the codes times their scales, and the same effective weights bit for bit.
 Nothing is pickled: both files are data, read with checks, and safe to take from a stranger.
 """
 
@@ -20,6 +22,7 @@ from act.errors import InputError
 from act.models import load_model
 from act.recipe.schema import ModelConfig
 from act.run.atomic import replacing, write_json
+from act.storage.file import PACKED_FILE, PackedFile, read_packed
 
 SCHEMA = 1
 ARCH_FILE, TENSOR_FILE = "arch.json", "model.safetensors"
@@ -37,7 +40,7 @@ def save_model(
     or a source without a name, means that the base model has to be given when the folder is loaded. `edits` are the
     applied edits in order. Tensors that share memory are stored once.
     """
-    tensors, shared = _unique_tensors(model.state_dict())
+    tensors, shared = unique_tensors(model.state_dict())
     base = dict(source) if source and source.get("name") else None
     arch = {"schema": SCHEMA, "base": base, "edits": [dict(edit) for edit in edits], "shared": shared}
     path = Path(folder)
@@ -47,18 +50,32 @@ def save_model(
 
 
 def load_model_folder(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Rebuild the model that `save_model` wrote, in eval mode.
+    """Rebuild the model that `save_model` wrote, in eval mode; from its packed file where that is the only one.
 
     `model` is a base model to edit in place; without it the one that `arch.json` names is built by timm without
     weights. InputError for files that are missing, damaged or do not belong together.
     """
     path = Path(folder)
+    if not (path / TENSOR_FILE).is_file() and (path / PACKED_FILE).is_file():
+        return load_packed_model(read_packed(path / PACKED_FILE), model)
     arch = read_arch(path)
-    if model is None:
-        model = _base_model(arch["base"], path / ARCH_FILE)
-    for number, edit in enumerate(arch["edits"]):
-        _apply(model, edit, f"{path / ARCH_FILE}: edits[{number}]")
+    model = _edited(arch, path, model)
     _load_tensors(model, read_tensors(path), arch["shared"], path / TENSOR_FILE)
+    return model.eval()
+
+
+def load_packed_model(packed: PackedFile, model: nn.Module | None = None) -> nn.Module:
+    """Rebuild the model from a packed file and the `arch.json` beside it, in eval mode; `model` as above."""
+    arch = read_arch(packed.path.parent)
+    model = _edited(arch, packed.path.parent, model)
+    own = model.state_dict()
+    for layer, layout in packed.layouts.items():
+        # Compared before unpacking, so that no file makes us allocate more than the model has.
+        shape = own[f"{layer}.weight"].shape if f"{layer}.weight" in own else None
+        if shape is None or tuple(shape) != layout.shape:
+            wants = "no such layer" if shape is None else f"{list(shape)}"
+            raise InputError(f"{packed.path}: {layer}: its weight is {list(layout.shape)}; the model has {wants}")
+    _load_tensors(model, packed.state(), arch["shared"], packed.path)
     return model.eval()
 
 
@@ -91,8 +108,8 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors to store, and for each further name of one tensor the name it is stored under."""
+def unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a model's state to store, and for each further name of one tensor the name it is stored under."""
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -105,6 +122,15 @@ def _unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
         # A copy, since safetensors refuses views into one storage.
         tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return tensors, shared
+
+
+def _edited(arch: dict[str, Any], folder: Path, model: nn.Module | None) -> nn.Module:
+    """`model`, or else the base model that `arch` names, after the edits."""
+    if model is None:
+        model = _base_model(arch["base"], folder / ARCH_FILE)
+    for number, edit in enumerate(arch["edits"]):
+        _apply(model, edit, f"{folder / ARCH_FILE}: edits[{number}]")
+    return model
 
 
 def _base_model(base: dict[str, Any] | None, where: Path) -> nn.Module:

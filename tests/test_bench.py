@@ -254,6 +254,7 @@ def test_files_are_scored_with_a_recipe(tmp_path: Path, capsys: pytest.CaptureFi
         (["{file}", "--baseline", "none.onnx"], "--baseline: none.onnx: no such file"),
         (["{text}"], "of unknown kind; allowed: .onnx, .xml"),
         (["{file}", "data.val=x"], "needs --recipe"),
+        (["{file}", "--batch", "1", "data.val=x"], "data.val=x: no such file; key=value changes a recipe"),
         (["{file}", "--batch", "1,x"], "--batch: 1,x; allowed"),
         (["{file}", "--repeats", "0", "--threads", "-1"], "--threads: -1; allowed"),
         (["{file}", "--backend", "openvin"], "did you mean openvino"),

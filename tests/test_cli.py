@@ -93,7 +93,18 @@ def test_overrides_may_stand_anywhere_after_the_recipe(argv: list[str]) -> None:
     assert (args.recipe, args.overrides, str(args.dir)) == ("r", ["a=1", "b=2"], "d")
 
 
-@pytest.mark.parametrize("argv", [[], ["fly"], ["run"], ["run", "r", "--speed", "9"], ["doctor", "extra"]])
+@pytest.mark.parametrize(
+    "words",
+    ["A B data.x=1 --batch 1,8", "A B --batch 1,8 data.x=1", "--batch 1,8 A B data.x=1", "A --batch 1,8 B data.x=1"],
+)
+def test_files_and_overrides_of_bench_may_stand_on_both_sides_of_options(words: str) -> None:
+    args = parse(["bench", *words.split()])
+    assert (args.files, args.batch) == (["A", "B", "data.x=1"], "1,8")
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["run"], ["run", "r", "--speed", "9"], ["doctor", "extra"], ["bench", "a", "--fast", "b"]]
+)
 def test_a_wrong_command_line_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(argv)
@@ -164,6 +175,19 @@ def test_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {layer["name"] for layer in stage["layers_left"]} == {"patch_embed.proj", "head"}
     listed = output(capsys, "plan", recipe, "--layers")[0]
     assert all(f"touches {name}" in listed for name in stage["layers_done"])
+
+
+def test_plan_with_time(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["data.train=builtin:digits.tar/train", "data.limit_train=32", "data.batch_size=8", "data.workers=0"]
+    words = ["plan", recipe, "QuantPost={}", "TrainConfig.train_iter=1000", *data]
+    assert all(stage["time"] is None for stage in json.loads(output(capsys, *words, "--json")[0])["stages"])
+    prune, quant = json.loads(output(capsys, *words, "--time", "--json")[0])["stages"]
+    assert quant["time"] is None and prune["time"]["step_seconds"] > 0
+    assert prune["time"]["images_per_second"] == pytest.approx(8 / prune["time"]["step_seconds"])
+    assert prune["time"]["hours"] == pytest.approx(1000 * prune["time"]["step_seconds"] / 3600)
+    out, _ = output(capsys, *words, "--time")
+    row = next(line.split() for line in out.splitlines() if line.split()[:2] == ["prune", "1000"])
+    assert "estimated from" in out and float(row[4]) == pytest.approx(1000 * float(row[2]) / 3600, rel=0.01)
 
 
 def test_nodes(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

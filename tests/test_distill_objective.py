@@ -90,6 +90,35 @@ def test_alpha_of_a_glob_is_shared_by_its_modules() -> None:
     torch.testing.assert_close(both["feature.blocks.0"] * 2, one["feature.blocks.0"])
 
 
+@pytest.mark.parametrize(
+    ("fields", "terms"),
+    [
+        ({"soft_weight": 0.0}, {"hard", "feature.blocks.0", "feature.blocks.1"}),
+        ({"node": []}, {"soft", "hard"}),
+        ({"alpha": 0.0}, {"soft", "hard"}),
+        ({"hard_weight": 0.0}, {"soft", "feature.blocks.0", "feature.blocks.1"}),
+    ],
+)
+def test_each_term_can_be_switched_off(fields: dict[str, Any], terms: set[str]) -> None:
+    on = {"hard_weight": 1.0, "layer_weights": "sparse_aware"}
+    assert set(losses(make(seed=1), [make()], context(labelled=True), **{**on, **fields})) == terms
+
+
+def test_layer_weights_multiply_the_terms() -> None:
+    student, teachers = make(seed=1), [make(), make(seed=2)]
+    sources = [{"name": "a"}, {"name": "b"}]
+    fields = {"teacher": sources, "teacher_weights": [3.0, 1.0], "alpha": 6.0}
+    equal = losses(student, teachers, **fields)
+    aware = strategy(**fields, layer_weights="sparse_aware")
+    objective = aware.objective(student, teachers, context(), {"blocks.0": 0.1, "blocks.1": 0.3})
+    assert objective.feature_weights() == {"blocks.0": pytest.approx(1.5), "blocks.1": pytest.approx(4.5)}
+    student.train()
+    terms = objective.losses(images(), None, student(images()))
+    objective.close()
+    for name, factor in {"soft": 1.0, "feature.blocks.0": 0.5, "feature.blocks.1": 1.5}.items():
+        torch.testing.assert_close(terms[name], factor * equal[name])
+
+
 def test_gradients_reach_the_student_only_and_hooks_go() -> None:
     student, teacher = make(seed=1), make()
     objective = strategy().objective(student, [teacher], context())

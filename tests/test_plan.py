@@ -16,6 +16,7 @@ from act.models import load_model
 from act.plan import build_stages, make_plan, stage_name
 from act.recipe.load import load_recipe, recipe_from_dict
 from act.recipe.schema import ModelConfig, TrainConfig
+from act.run.pace import measure_paces
 
 MODEL = {
     "name": "vit_tiny_patch16_224",
@@ -137,6 +138,43 @@ def test_a_model_that_teaches_itself_is_warned_of() -> None:
     assert any("teacher is the model itself" in text for text in plan_of(Distillation={}).warnings)
     other = plan_of(Distillation={"teacher": {"name": "vit_tiny_patch16_224"}})
     assert not any("teacher" in text for text in other.warnings)
+
+
+def test_layer_weights_without_an_earlier_stage_are_warned_of() -> None:
+    section = {"layer_weights": "sparse_aware"}
+    alone = plan_of(Distillation=section, Prune={}, QuantPost={})
+    assert any("layer_weights: sparse_aware takes the weights from an earlier stage" in w for w in alone.warnings)
+    both = plan_of(Distillation=section, Prune={}, QuantAware={})
+    assert not any("layer_weights" in text for text in both.warnings)
+
+
+def test_time_is_that_of_steps_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"train": "builtin:digits.tar/train", "limit_train": 64, "batch_size": 16, "workers": 0}
+    train = {"epochs": 2, "stages": {"QuantAware": {"train_iter": 30, "accumulation": 2}}}
+    recipe = recipe_from_dict(
+        {"model": MODEL, "data": data, "Distillation": {}, "Prune": {}, "QuantAware": {}, "TrainConfig": train}
+    )
+    model = load_model(recipe.model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seconds = iter(range(1000))
+    monkeypatch.setattr("act.run.pace.perf_counter", lambda: next(seconds) ** 2)
+    first, second = measure_paces(make_plan(recipe, model), model)
+    assert first is not None and second is not None
+    # The steps end at 0, 1, 4, 9, 16: they took 1, 3, 5, 7 after the first; then at 25, 36, ...: 11, 13, 15, 17.
+    assert (first.step_seconds, second.step_seconds) == (4, 14)
+    assert (first.images_per_second, second.images_per_second) == (16 / 4, 32 / 14)
+    assert (first.hours, second.hours) == (8 * 4 / 3600, 30 * 14 / 3600)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_time_needs_images_and_a_stage_that_trains() -> None:
+    recipe = recipe_from_dict({"model": MODEL, "Prune": {}})
+    model = load_model(recipe.model)
+    with pytest.raises(InputError, match=r"data\.train: missing; --time runs a few training steps"):
+        measure_paces(make_plan(recipe, model), model)
+    still = recipe_from_dict({"model": MODEL, "QuantPost": {}})
+    assert measure_paces(make_plan(still, model), model) == [None]
 
 
 def test_a_node_that_is_not_in_the_model_is_refused_with_near_names() -> None:

@@ -97,16 +97,47 @@ def test_attention_runs_as_measured_and_as_asked(tmp_path: Path) -> None:
         report = run(folder, formats | {"attention": asked}, types).report
         for entry in report["artifacts"][1:]:
             if asked == "auto":
-                times = entry["attention_ms"]
-                assert set(times) == {"int8", "float"} and entry["attention"] == min(times, key=times.__getitem__)
+                times = entry["form_ms"]
+                padded = {"int8, padded", "float, padded"} if entry["format"] == "openvino" else set()
+                best = min(times, key=times.__getitem__)
+                assert set(times) == {"int8", "float"} | padded
+                assert entry["attention"] == best.removesuffix(", padded")
+                assert entry["rewritten"].get("zero tokens appended", 0) == (3 if "padded" in best else 0)
             else:
-                assert entry["attention"] == "float" and "attention_ms" not in entry
+                assert entry["attention"] == "float" and "int8" not in entry.get("form_ms", {})
         page = render(report, "", [])
         assert f"openvino: attention in {report['artifacts'][2]['attention']}" in page
         assert ("(measured: int8 " in page) == (asked == "auto")
         checks = {check.name: check for check in verify_folder(folder)}
         assert checks["ONNX Runtime file"].holds and checks["OpenVINO file"].holds
         assert not list((folder / "artifact").glob(".*"))
+
+
+@needs_openvino
+@pytest.mark.parametrize("asked", [True, False])
+def test_tokens_are_appended_as_asked(asked: bool, tmp_path: Path) -> None:
+    report = run(tmp_path / "run", {"formats": ["onnx", "openvino"], "pad_tokens": asked}).report
+    main, other = report["artifacts"]
+    assert other["rewritten"]["zero tokens appended"] == (3 if asked else 0) and "form_ms" not in other
+    images = noise()[0][0].numpy()
+    ir, onnx = (get_backend("openvino").load(tmp_path / "run" / item["path"]).run(images) for item in (other, main))
+    assert np.allclose(ir, onnx, atol=1e-4)
+    assert ("3 zero tokens appended" in render(report, "", [])) == asked
+    found = {check.name: check for check in verify_folder(tmp_path / "run")}
+    assert found["OpenVINO file"].holds
+    assert ("3 zero tokens appended" in found["OpenVINO file"].detail) == asked
+
+    path = tmp_path / "run" / other["path"]
+    text = path.read_text()
+    words = ("true", "false") if asked else ("false", "true")
+    old, new = (f'<pad_tokens value="{word}" />' for word in words)
+    assert old in text
+    path.write_text(text.replace(old, new))
+    found = {check.name: check for check in verify_folder(tmp_path / "run")}
+    assert not found["OpenVINO file"].holds and "operators; model.onnx converts to" in found["OpenVINO file"].detail
+    path.write_text(text.replace(old, '<pad_tokens value="8" />'))
+    found = {check.name: check for check in verify_folder(tmp_path / "run")}
+    assert "says 8 of its form under vitcompress.pad_tokens; allowed: true, false" in found["OpenVINO file"].detail
 
 
 def test_a_registered_format_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

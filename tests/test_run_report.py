@@ -174,13 +174,26 @@ def report() -> dict[str, Any]:
 
 def test_the_page_is_whole_escaped_and_asks_for_nothing() -> None:
     events = [
-        {"event": "train_step", "stage": "<b>", "step": step, "loss": 3.0, "losses": {"<kl>": 1.0 / step, "mse": 2.0}}
+        {
+            "event": "train_step",
+            "stage": "<b>",
+            "step": step,
+            "loss": 3.0,
+            "losses": {"<kl>": 1.0 / step, "mse": 2.0},
+            "values": {
+                "mask_flip_rate": 0.1 / step,
+                "mask_flip_rate.blocks.0.<q>": 0.2,
+                "mask_flip_rate.head.<q>": 0.1,
+            },
+        }
         for step in (1, 2, 3)
     ]
     page = render(report(), "name: <img src=x>", events)
     assert "<script" not in page and "<img" not in page and "<kl>" not in page
     assert not re.search(r"https?://|\bsrc=|@import|url\(", page.replace("&lt;img src=x&gt;", ""))
-    assert page.count("<polyline") == 3  # two terms and their total
+    assert page.count("<polyline") == 6  # two terms and their total, two layers and theirs
+    assert "mask flip rate" in page and page.count("<title>blocks.0.&lt;q&gt;</title>") == 1
+    assert page.count('">&lt;q&gt;</span>') == 1  # layers of one kind share a colour and its name
     assert "2.00x as fast" in page and "4.00x smaller" in page and "-1.00" in page
     assert "Not every goal is met" in page
 

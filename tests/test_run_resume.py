@@ -26,7 +26,7 @@ from act.strategies.prune import Prune
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
-    "Distillation": {},
+    "Distillation": {"layer_weights": "sparse_aware"},
     "Prune": {"mask": "sr-ste"},
     "QuantAware": {"use_pact": True},
     "TrainConfig": {"train_iter": 6, "save_iter": 2, "logging_iter": 2, "learning_rate": 1e-3},
@@ -167,3 +167,6 @@ def test_the_report_has_the_agreed_keys(whole: RunResult) -> None:
     assert (folder / artifact["path"]).stat().st_size == artifact["bytes"]
     page = (folder / "report.html").read_text()
     assert "Before and after" in page and "<polyline" in page
+    prune, quant = report["stages"]
+    assert set(prune["feature_loss"]) == set(quant["layer_weights"]) == {"blocks.0", "blocks.1"}
+    assert "Distilled layers" in page and f"{quant['layer_weights']['blocks.1']:.2f}</td>" in page

@@ -43,6 +43,19 @@ def test_ties_keep_the_lower_index(n: int, m: int) -> None:
     assert nm_mask(torch.zeros(1, m), n, m).tolist() == [[True] * n + [False] * (m - n)]
 
 
+def test_pairs_are_kept_by_their_sum_and_counted_as_one() -> None:
+    score = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(4)).abs()
+    mask = nm_mask(score.flatten(1), 4, 8, 2)
+    pairs = mask.view(5, 3, 4, 2)
+    assert torch.equal(pairs[..., 0], pairs[..., 1])
+    assert torch.equal(pairs[..., 0], nm_mask(score.view(5, 12, 2).sum(-1), 2, 4).view(5, 3, 4))
+    assert nm_violations(mask.float(), 4, 8, 2) == 0
+    single = torch.tensor([[1.0, 0, 1, 0, 1, 0, 0, 0]])  # fine as 4:8, three pairs all the same
+    assert nm_violations(single, 4, 8) == 0 and nm_violations(single, 4, 8, 2) == 1
+    with pytest.raises(ValueError, match="whole units"):
+        nm_mask(score.flatten(1), 3, 8, 2)
+
+
 def test_groups_of_a_convolution_are_input_channels_at_one_position() -> None:
     """The order TensorRT wants: axis 1 at every position of the kernel."""
     score = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(3))
@@ -112,10 +125,15 @@ def test_flip_rate() -> None:
 @given(n=st.integers(1, 30), extra=st.integers(1, 30))
 @settings(max_examples=30, deadline=None)
 def test_parse_pattern_round_trip(n: int, extra: int) -> None:
-    assert parse_pattern(f" {n}:{n + extra} ") == (n, n + extra)
+    assert parse_pattern(f" {n}:{n + extra} ") == (n, n + extra, 1)
+    pairs = parse_pattern(f"{2 * n}:{2 * (n + extra)} pairs")
+    assert pairs == (2 * n, 2 * (n + extra), 2) and parse_pattern(str(pairs)) == pairs
 
 
-@pytest.mark.parametrize("text", ["", "2", "2:", "2/4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "two:four"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "2", "2:", "2/4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "3:8 pairs", "1:4 pairs", "4:8 pair"],
+)
 def test_bad_patterns_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="sparsity pattern"):
         parse_pattern(text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from act.sparsity.masks import flip_rate, nm_mask
-from act.sparsity.srste import SRSTE, srste
+from act.sparsity.srste import StraightThrough, decay_pruned
 
 
 @pytest.mark.parametrize("decay", [0.0, 2e-4, 0.5, -0.1])
@@ -16,9 +16,10 @@ def test_forward_and_backward_follow_the_formula(decay: float) -> None:
     inputs = torch.randn(5, 8, dtype=torch.float64, generator=generator)
     target = torch.randn(5, 6, dtype=torch.float64, generator=generator)
     mask = nm_mask(weight.detach().abs(), 2, 4)
-    masked = SRSTE.apply(weight, mask, decay)
+    masked = StraightThrough.apply(weight, mask)
     assert torch.equal(masked, weight.detach() * mask)
     (0.5 * (inputs @ masked.T - target).square().sum()).backward()
+    decay_pruned(weight, mask, decay)
     dense = weight.detach()
     grad_of_masked = (inputs @ (dense * mask).T - target).T @ inputs
     expected = grad_of_masked + decay * (1 - mask.double()) * dense
@@ -33,7 +34,8 @@ def test_decay_lowers_the_flip_rate() -> None:
         mask, total = nm_mask(weight.detach().abs(), 2, 4), 0.0
         for _ in range(60):
             inputs = torch.randn(32, 32, generator=generator)
-            (inputs @ srste(weight, mask, decay).T - inputs[:, :16]).square().mean().backward()
+            (inputs @ StraightThrough.apply(weight, mask).T - inputs[:, :16]).square().mean().backward()
+            decay_pruned(weight, mask, decay)
             with torch.no_grad():
                 weight -= 0.2 * (weight.grad + 0.3 * torch.randn(weight.shape, generator=generator))
             weight.grad = None
@@ -47,11 +49,13 @@ def test_decay_lowers_the_flip_rate() -> None:
 def test_a_wrong_mask_is_refused() -> None:
     for mask in (torch.ones(2, 4), torch.ones(4, 2, dtype=torch.bool)):
         with pytest.raises(ValueError, match="mask must be boolean"):
-            SRSTE.apply(torch.ones(2, 4), mask, 0.1)
+            StraightThrough.apply(torch.ones(2, 4), mask)
 
 
 def test_half_precision_keeps_its_dtype() -> None:
     weight = torch.ones(2, 4, dtype=torch.bfloat16, requires_grad=True)
-    srste(weight, nm_mask(weight.detach(), 2, 4), 0.25).sum().backward()
+    mask = nm_mask(weight.detach(), 2, 4)
+    StraightThrough.apply(weight, mask).sum().backward()
+    decay_pruned(weight, mask, 0.25)
     assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
     assert weight.grad.tolist() == [[1, 1, 1.25, 1.25]] * 2

@@ -3,6 +3,7 @@
 A new strategy is covered by being registered; a new family by one line in FAMILIES.
 """
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from act.context import Context
 from act.data.batch import Batch
+from act.errors import InputError
 from act.layers import compressed_layers
 from act.models import logits
 from act.rebuild import load_model_folder, save_model
@@ -32,11 +34,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "depths": (2, 2),
         "num_heads": (2, 4),
     },
-    "cait_xxs24_224": {**VIT, "depth": 1, "depth_token_only": 1},
+    "cait_xxs24_224": {**VIT, "depth": 2, "depth_token_only": 1},
     "beit_base_patch16_224": VIT,
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (16, 32, 32, 64)},
     "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
 }
+SUPPORTED = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224")  # by every one
 STAGES = [name for name, cls in load_strategies().items() if cls.phase is not Phase.OBJECTIVE]
 SIZE = (3, 32, 32)
 
@@ -81,6 +84,16 @@ def images() -> Tensor:
 @pytest.mark.parametrize("name", STAGES)
 def test_contract(name: str, family: str, tmp_path: Path) -> None:
     cls = load_strategies()[name]
+    reason = cls(cls.Config()).unsupported(build(family), context())
+    if reason is not None:
+        assert family not in SUPPORTED
+        for attempt in (cls(cls.Config()).select, cls(cls.Config()).prepare):
+            untouched = build(family)
+            with pytest.raises(InputError, match=re.escape(reason)):
+                attempt(untouched, context())
+            state = untouched.state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in build(family).state_dict().items())
+        return
     dense, model, strategy, ctx = prepared(name, family)
     plan = cls(cls.Config()).select(deepcopy(dense), context())
 
@@ -100,14 +113,17 @@ def test_contract(name: str, family: str, tmp_path: Path) -> None:
     assert after.shape == before.shape and bool(after.isfinite().all())
     assert not torch.equal(after, before)
 
-    # Gradients reach every parameter that had one before.
+    # Gradients reach every parameter that had one before, unless it went with what the strategy removed.
     model.train()
     logits(model(images())).square().sum().backward()
     dense.train()
     logits(dense(images())).square().sum().backward()
     had = {n for n, p in dense.named_parameters() if p.grad is not None}
     has = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.isfinite().all())}
-    assert had <= has
+    gone = {n for n, _ in dense.named_parameters()} - {n for n, _ in model.named_parameters()}
+    settled = set(strategy.settled(model, plan).done)
+    assert all(any(n.startswith(f"{layer}.") for layer in settled) for n in gone)
+    assert had - gone <= has
 
     # An optimiser step, then the promises hold and the model is rebuilt bit for bit.
     with torch.no_grad():
@@ -153,6 +169,25 @@ def test_masks_survive_quantisation_training(family: str) -> None:
             assert bool((codes[~layer.weight_mask] == 0).all()), name
 
 
+def test_the_pull_of_sr_ste_counts_once_however_many_batches_make_a_step() -> None:
+    cls = load_strategies()["Prune"]
+    gradients = []
+    for decay in (0.0, 0.5):
+        model, ctx = build("vit_tiny_patch16_224"), context()
+        strategy = cls(cls.Config(mask="sr-ste", decay=decay))
+        strategy.prepare(model, ctx)
+        for batch in images().split(2):
+            logits(model(batch)).square().sum().backward()
+        strategy.before_step(model)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    masked = [(n, layer) for n, layer in compressed_layers(model) if layer.weight_mask is not None]
+    assert masked
+    for name, layer in masked:
+        plain, pulled = (found.pop(f"{name}.weight") for found in gradients)
+        torch.testing.assert_close(pulled - plain, 0.5 * ~layer.weight_mask * layer.weight, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
 def test_sr_ste_moves_masks_and_fixed_masks_stay() -> None:
     cls = load_strategies()["Prune"]
     for kind in ("fixed", "sr-ste"):
@@ -167,6 +202,10 @@ def test_sr_ste_moves_masks_and_fixed_masks_stay() -> None:
         moved = any(not torch.equal(layer.weight_mask, masks[n]) for n, layer in compressed_layers(model))  # type: ignore[arg-type]
         assert moved == (kind == "sr-ste")
         assert (logged.get("mask_flip_rate", 0.0) > 0) == moved
+        by_layer = {n: logged[f"mask_flip_rate.{n}"] for n in masks} if moved else {}
+        for n, layer in compressed_layers(model):
+            if moved:
+                assert by_layer[n] == pytest.approx(float((layer.weight_mask != masks[n]).float().mean()))
         assert strategy.after_step(model, 10, 10).keys() == logged.keys()
         strategy.finalize(model, ctx)
         assert all(invariant.holds for invariant in strategy.invariants(model))

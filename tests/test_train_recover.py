@@ -258,7 +258,12 @@ class Masking(Strategy):
     def range_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         return [model.scale]
 
+    def before_step(self, model: nn.Module) -> None:
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        self.prepared_steps = getattr(self, "prepared_steps", 0) + 1
+
     def after_step(self, model: nn.Module, step: int, steps: int) -> dict[str, float]:
+        assert self.prepared_steps == step
         model.mask[step % 4] = ~model.mask[step % 4]
         model.level.fill_(step)
         return {"flipped": 1.0}

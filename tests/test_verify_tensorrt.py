@@ -157,7 +157,13 @@ def test_one_rule_broken(case: str, tmp_path: Path) -> None:
 
 
 def test_every_rule_is_broken_by_some_file() -> None:
-    assert {name for name, *_ in BREAKERS.values()} | {"float32-body", "opset"} == set(RULES)
+    assert {name for name, *_ in BREAKERS.values()} | {"float32-body", "opset", "sparse-kernels"} == set(RULES)
+
+
+def test_a_pattern_without_sparse_kernels_is_checked_as_it_is_and_said_to_run_densely(tmp_path: Path) -> None:
+    (found,) = findings(clean(), tmp_path, {"q": "2:4", "k": "4:8"})
+    assert (found.rule, found.level, found.node) == ("sparse-kernels", "warning", "k")
+    assert "4:8 runs densely" in found.text
 
 
 def test_float32_body(tmp_path: Path) -> None:
@@ -257,7 +263,7 @@ def test_claims(tmp_path: Path) -> None:
     model.metadata_props.add(key=SPARSE, value=json.dumps({"k": "2:4", "gone": "2:4", "q": "4:8"}))
     onnx.save_model(model, str(path))
     assert [(item.rule, item.node) for item in lint_file(path)] == [
-        ("sparsity", "gone"), ("sparsity", "q"), ("sparsity", "k"),
+        ("sparsity", "gone"), ("sparsity", "k"), ("sparse-kernels", "q"),
     ]  # fmt: skip
     model.metadata_props[0].value = '{"k": "two"}'
     onnx.save_model(model, str(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.cli.common import json_argument
-from act.cli.output import number, print_json, table
+from act.cli.output import number, print_json, size, table
 from act.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from act.analysis import Analysis, Product
 
-HELP = "parameters, multiply-accumulates and bit operations of a model, by block and by kind of matrix product"
+HELP = "parameters, bytes, multiply-accumulates and bit operations of a model, by block and by kind of matrix product"
 DESCRIPTION = """\
 Runs one image through the model and counts every matrix product: multiply-accumulates (MACs) and bit operations
 (BOPs: MACs x bits of the one operand x bits of the other, weights that a mask removed left out), by kind and by
-block. For a run folder, the original beside the compressed model."""
+block. For a run folder, the original beside the compressed model. Bytes are those of all tensors in packed storage.
+docs/accounting.md has the definitions."""
 EPILOG = """\
 examples:
   vitcompress analyze vit_base_patch16_224
@@ -49,17 +50,16 @@ def command(args: argparse.Namespace) -> int:
     """Count and print."""
     from act.analysis import analyze
 
-    models, size = _models(args.model, args.overrides)
-    found = {name: analyze(model, size, REPEATS if args.time else 0) for name, model in models.items()}
+    models, input_size, stored = _models(args.model, args.overrides)
+    found = {name: analyze(model, input_size, REPEATS if args.time else 0) for name, model in models.items()}
     if args.json:
-        print_json(
-            {"model": args.model, "input_size": list(size)} | {name: as_json(item) for name, item in found.items()}
-        )
+        items = {name: {"bytes": stored[name]} | as_json(item) for name, item in found.items()}
+        print_json({"model": args.model, "input_size": list(input_size)} | items)
         return 0
     for name, item in found.items():
-        _show(f"{args.model}: {name}" if len(found) > 1 else args.model, item, size)
+        _show(f"{args.model}: {name}" if len(found) > 1 else args.model, item, input_size, stored[name])
     if len(found) > 1:
-        _show_change(*found.values())
+        _show_change(list(found.values()), list(stored.values()))
     return 0
 
 
@@ -68,7 +68,7 @@ def as_json(found: Analysis) -> dict[str, Any]:
     return {
         "params": found.params,
         "macs": found.macs,
-        "bops": round(sum(product.bops for product in found.products)),
+        "bops": found.bops,
         "kinds": _sums(found, lambda product: product.kind),
         "blocks": _sums(found, lambda product: product.block),
         "products": [
@@ -109,10 +109,9 @@ def _sums(found: Analysis, key: Callable[[Product], str]) -> list[dict[str, Any]
     return rows
 
 
-def _show(title: str, found: Analysis, size: Sequence[int]) -> None:
-    total = sum(product.bops for product in found.products)
-    head = f"{title}, {'x'.join(map(str, size))}: {number(found.params)} parameters, {found.macs / 1e6:,.1f} M MACs"
-    print(f"{head}, {total / 1e9:,.1f} G BOPs")
+def _show(title: str, found: Analysis, input_size: Sequence[int], stored: int) -> None:
+    head = f"{title}, {'x'.join(map(str, input_size))}: {number(found.params)} parameters in {size(stored)}"
+    print(f"{head}, {found.macs / 1e6:,.1f} M MACs, {found.bops / 1e9:,.1f} G BOPs")
     timed = ["ms"] if found.rest else []
     columns = ["parameters", "M MACs", "share %", "G BOPs", "bits", "density", *timed]
     for what, key in (("kind", lambda product: product.kind), ("block", lambda product: product.block)):
@@ -132,16 +131,19 @@ def _show(title: str, found: Analysis, size: Sequence[int]) -> None:
         print(f"products take {1000 * products:.2f} ms, all other operators {1000 * rest:.2f} ms")
 
 
-def _show_change(before: Analysis, after: Analysis) -> None:
-    bops = [sum(product.bops for product in item.products) for item in (before, after)]
+def _show_change(found: Sequence[Analysis], stored: Sequence[int]) -> None:
+    before, after = found
     print(
-        f"compressed / original: parameters {after.params / before.params:.3f}, MACs {after.macs / before.macs:.3f}, "
-        f"BOPs {bops[1] / bops[0]:.4f}"
+        f"compressed / original: parameters {after.params / before.params:.3f}, bytes {stored[1] / stored[0]:.3f}, "
+        f"MACs {after.macs / before.macs:.3f}, BOPs {after.bops / before.bops:.4f}"
     )
 
 
-def _models(name: str, overrides: Sequence[str]) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
-    """The models to analyse by title, and the size of their input."""
+Subjects = tuple[dict[str, "nn.Module"], tuple[int, int, int], dict[str, int]]
+
+
+def _models(name: str, overrides: Sequence[str]) -> Subjects:
+    """The models to analyse by title, the size of their input, and the bytes of their tensors in packed storage."""
     if Path(name).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: a run folder is analysed as it is; leave key=value out")
@@ -149,19 +151,22 @@ def _models(name: str, overrides: Sequence[str]) -> tuple[dict[str, nn.Module], 
     from act.cli.nodes import _recipe
     from act.data.preprocess import resolve_preprocess
     from act.models import load_model
+    from act.storage.sizes import tensor_bytes
 
     recipe = _recipe(name, list(overrides))
     model = load_model(recipe.model)
-    return {"original": model}, resolve_preprocess(model, recipe.data).input_size
+    return {"original": model}, resolve_preprocess(model, recipe.data).input_size, {"original": tensor_bytes(model, [])}
 
 
-def _run_models(folder: Path) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
+def _run_models(folder: Path) -> Subjects:
     from act.models import load_model
     from act.rebuild import load_model_folder, read_arch
     from act.recipe.schema import ModelConfig
+    from act.storage.sizes import tensor_bytes
 
     artifact = folder / "artifact" if (folder / "artifact").is_dir() else folder
-    base = read_arch(artifact)["base"]
+    arch = read_arch(artifact)
+    base = arch["base"]
     if base is None:
         raise InputError(f"{folder}: its model came as a module from Python and cannot be built from its name")
     try:
@@ -170,4 +175,6 @@ def _run_models(folder: Path) -> tuple[dict[str, nn.Module], tuple[int, int, int
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{artifact / 'preprocess.json'}: cannot be read: {error}; name a finished run") from error
     original = load_model(ModelConfig(name=base["name"], num_classes=base["num_classes"], kwargs=dict(base["kwargs"])))
-    return {"original": original, "compressed": load_model_folder(artifact)}, (channels, height, width)
+    compressed = load_model_folder(artifact)
+    stored = {"original": tensor_bytes(original, []), "compressed": tensor_bytes(compressed, arch["edits"])}
+    return {"original": original, "compressed": compressed}, (channels, height, width), stored

@@ -22,12 +22,13 @@ Times exported files and the uncompressed original in one process, in turns: eve
 rotating order. Each FILE is an .onnx, an OpenVINO .xml, or a finished run folder, which brings its files and its
 original. Speed-ups are against the original in float32 and in the runtime's half precision, in the same runtime."""
 EPILOG = """\
-Words of the form key=value after the files change the recipe of --recipe.
+Words of the form key=value change the recipe of --recipe; like files, they may stand before and after options.
 
 examples:
   vitcompress bench runs/quickstart --batch 1,8
   vitcompress bench a.onnx b.onnx --baseline fp32.onnx --threads 2 --profile
   vitcompress bench runs/quickstart --recipe quickstart --picture bench.svg --json bench.json
+  vitcompress bench runs/quickstart --recipe quickstart --batch 1,8 data.limit_val=100
   vitcompress bench runs/quickstart --peers --recipe quickstart
 """
 TOP_NODES = 25

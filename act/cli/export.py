@@ -5,24 +5,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from act.cli.output import table
 from act.errors import InputError
 
-HELP = "add a file for another runtime to a finished run"
+PACKED_FILE = "model.packed.safetensors"  # of act.storage.file, whose imports --help must not wait for
+
+HELP = "add a file for another runtime to a finished run, or to a packed file"
 DESCRIPTION = """\
 Writes a finished run's model in further formats, opens and scores each file, compares it with the torch model, and
-brings the run's report and manifest up to date. Finished stages are kept; nothing is trained again."""
+brings the run's report and manifest up to date. Finished stages are kept; nothing is trained again.
+
+DIR may also hold no more than model.packed.safetensors and its arch.json: the model is rebuilt from them, each file is
+written beside them, opened, and compared with the torch model on images of noise."""
 EPILOG = """\
 exit codes: as for run: 0 goals met, 3 goals missed, 2 bad input
 
 examples:
   vitcompress export runs/quickstart --to tensorrt
   vitcompress export runs/quickstart --to openvino --to tensorrt export.benchmark=false
+  vitcompress export folder_with_packed_file --to onnx
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder of a finished run")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder of a finished run or of a packed file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes to export or target")
     parser.add_argument(
         "--to", metavar="FORMAT", action="append", required=True, help="a format to add; may be given again"
@@ -31,14 +38,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Export; the exit code is that of the run."""
+    other = [word for word in args.overrides if word.partition("=")[0].split(".")[0] not in ("export", "target")]
+    if other:
+        raise InputError(f"{other[0]}: would change the run itself; allowed here: export.* and target.*")
+    # The artifact folder of a run has a manifest, and is exported to through its run.
+    if (args.dir / PACKED_FILE).is_file() and not (args.dir / "manifest.json").is_file():
+        return _from_packed(args)
     for name in ("recipe.yaml", "report.json"):
         if not (args.dir / name).is_file():
             raise InputError(
                 f"{args.dir}: has no {name}, so it is no finished run; finish it with: vitcompress run RECIPE --dir DIR"
             )
-    other = [word for word in args.overrides if word.partition("=")[0].split(".")[0] not in ("export", "target")]
-    if other:
-        raise InputError(f"{other[0]}: would change the run itself; allowed here: export.* and target.*")
     from act.recipe.load import read_recipe
     from act.run.formats import in_order
     from act.run.runner import run
@@ -51,3 +61,15 @@ def command(args: argparse.Namespace) -> int:
             "module and the formats in recipe.export.formats"
         )
     return run(recipe, args.dir, force=True).exit_code
+
+
+def _from_packed(args: argparse.Namespace) -> int:
+    from act.run.from_packed import export_packed
+
+    rows = [
+        [item.format, item.path.name, f"{item.bytes:,}", f"{item.agreement:.2f} %", f"{item.max_abs_diff:.2g}"]
+        for item in export_packed(args.dir, args.to, args.overrides)
+    ]
+    head = ["format", "file", "bytes", "agrees with torch", "largest difference"]
+    table(f"{args.dir}: compared on images of noise", head, rows, right=head[2:])
+    return 0

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, verify
+from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
@@ -23,6 +23,7 @@ VERBS = {
     "search": search,
     "nodes": nodes,
     "analyze": analyze,
+    "sensitivity": sensitivity,
     "recipes": recipes,
     "eval": eval,
     "bench": bench,
@@ -70,16 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command line; `key=value` words may stand before and after options."""
+    """The arguments of a command line; a verb's list of words (key=value, files) may go on after options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     # argparse gives a list of words only those before the first option; the rest come back as unknown.
-    words = [word for word in rest if hasattr(args, "overrides") and not word.startswith("-")]
+    name = next((name for name in ("overrides", "files") if hasattr(args, name)), None)
+    words = [word for word in rest if name is not None and not word.startswith("-")]
     unknown = [word for word in rest if word not in words]
     if unknown:
         parser.error(f"unknown: {' '.join(unknown)}; see: {PROGRAM} {args.verb} --help")
-    if words:
-        args.overrides = [*args.overrides, *words]
+    if name is not None:
+        setattr(args, name, [*getattr(args, name), *words])
     return args
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from act.depth.remove import Removed
 from act.errors import InputError
 
 AUTO = "auto"
@@ -79,7 +80,10 @@ def _matches(name: str, entry: str) -> bool:
 
 
 def _alike(children: list[nn.Module]) -> bool:
-    return len(children) > 1 and len({type(child) for child in children}) == 1 and any(children[0].children())
+    # A block that was removed still counts: what stands in its place gives out the features at that depth.
+    kept = [child for child in children if not isinstance(child, Removed)]
+    like = len({type(child) for child in kept}) == 1
+    return len(children) > 1 and like and any(kept[0].children())
 
 
 class Capture:

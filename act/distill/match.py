@@ -14,27 +14,34 @@ from act.errors import InputError
 
 @dataclass
 class FeatureTerm:
-    """One compared pair of modules. `weight` includes everything but the teacher's share."""
+    """One compared pair of modules. `weight` includes everything but the teacher's share.
+
+    `merged`: `auto` chose the modules, in a model that merges tokens, so their numbers of tokens may differ.
+    """
 
     node: str
     teacher_node: str
     loss: str
     weight: float
+    merged: bool = False
 
 
 class Matched(nn.Module):
     """The loss of one student's feature against one teacher's, with the projection it needs (if any)."""
 
-    def __init__(self, loss: FeatureLoss, axes: tuple[int, int], projection: nn.Linear | None) -> None:
+    def __init__(
+        self, loss: FeatureLoss, axes: tuple[int, int], projection: nn.Linear | None, tokens: int | None = None
+    ) -> None:
+        """`tokens`: how many from the first on are compared, None for all."""
         super().__init__()
-        self.loss, self.axes, self.projection = loss, axes, projection
+        self.loss, self.axes, self.projection, self.tokens = loss, axes, projection, tokens
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Scalar; both are module outputs as captured, in float32."""
-        own = to_tokens(student, self.axes[0])
+        own = to_tokens(student, self.axes[0])[:, : self.tokens]
         if self.projection is not None:
             own = self.projection(own)
-        result: Tensor = self.loss(own, to_tokens(teacher, self.axes[1]))
+        result: Tensor = self.loss(own, to_tokens(teacher, self.axes[1])[:, : self.tokens])
         return result
 
 
@@ -49,22 +56,28 @@ def match(
     shapes: tuple[torch.Size, torch.Size],
     models: tuple[nn.Module, nn.Module],
     seed: int,
-) -> Matched:
+) -> Matched | None:
     """Decide how `term` compares a student's feature with a teacher's; `shapes` and `models` are (student, teacher).
 
     A student of another width gets a linear projection to the teacher's width, to be trained; its start depends on
-    `seed` only.
+    `seed` only. Of a `merged` term with another number of tokens the prefix tokens that both models have are
+    compared; None: there are none, or the loss needs more.
 
     Raises:
         InputError: another number of tokens, or a loss that does not suit the node.
     """
     nodes = (term.node, term.teacher_node)
-    axes = (_channel_axis(shapes[0], models[0]), _channel_axis(shapes[1], models[1]))
+    axes = (channel_axis(shapes[0], models[0]), channel_axis(shapes[1], models[1]))
     tokens = [
         torch.Size(to_tokens(torch.empty(s, device="meta"), axis).shape) for s, axis in zip(shapes, axes, strict=True)
     ]
     where = f"Distillation.node: {term.node}"
-    if tokens[0][1] != tokens[1][1]:
+    compared = None
+    if tokens[0][1] != tokens[1][1] and term.merged:
+        compared = _shared_prefix(models)
+        if not compared or term.loss not in NEEDS_EQUAL_WIDTH:
+            return None
+    elif tokens[0][1] != tokens[1][1]:
         raise InputError(
             f"{where} gives {tokens[0][1]} tokens in the student {list(shapes[0])} and {tokens[1][1]} in the teacher's "
             f"{term.teacher_node} {list(shapes[1])}; every loss on features needs as many: choose another node"
@@ -81,11 +94,17 @@ def match(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             projection = nn.Linear(tokens[0][2], tokens[1][2])
-    return Matched(FEATURE_LOSSES[term.loss], axes, projection)
+    return Matched(FEATURE_LOSSES[term.loss], axes, projection, compared)
 
 
-def _channel_axis(shape: torch.Size, model: nn.Module) -> int:
-    """1 for an image [B, C, H, W], else the last."""
+def _shared_prefix(models: tuple[nn.Module, nn.Module]) -> int:
+    """How many class and other prefix tokens both models have; 0 where they differ in that."""
+    counts = [getattr(model, "num_prefix_tokens", 0) for model in models]
+    return int(counts[0]) if counts[0] == counts[1] else 0
+
+
+def channel_axis(shape: torch.Size, model: nn.Module) -> int:
+    """The axis of the channels in a module's output: 1 for an image [B, C, H, W], else the last."""
     if len(shape) != 4:
         return -1
     declared = str(getattr(model, "output_fmt", ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class _Teacher:
         self.share = share
         self.heads = Heads(model)
         self.capture = Capture(model, [term.teacher_node for term in terms])
-        self.matched: list[Matched] = []
+        self.matched: list[Matched | None] = []
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Logits ([class] or [class, distillation]) and features by name, in float32 and usable by autograd."""
@@ -82,6 +82,7 @@ class DistillObjective(Objective):
             _Teacher(model, share / total, terms)
             for model, share, terms in zip(teachers, shares, self.feature_terms, strict=True)
         ]
+        self.layer_weights: dict[str, float] = {}  # what `weigh` was given
         self.capture = Capture(student, [term.node for term in self.feature_terms[0]], only_with_grad=True)
         self._was_distilled = distilled_training(student)
         self.two_heads = self._was_distilled is not None and logit_terms.soft_weight + logit_terms.hard_weight > 0
@@ -96,7 +97,24 @@ class DistillObjective(Objective):
 
     def parameters(self) -> list[nn.Parameter]:
         """The projections' weights."""
-        return [p for teacher in self.teachers for matched in teacher.matched for p in matched.parameters()]
+        every = [matched for teacher in self.teachers for matched in teacher.matched if matched is not None]
+        return [parameter for matched in every for parameter in matched.parameters()]
+
+    def feature_weights(self) -> dict[str, float]:
+        """The weight of each compared node's term, mean over the teachers."""
+        found: dict[str, float] = {}
+        for teacher, terms in zip(self.teachers, self.feature_terms, strict=True):
+            for term, matched in zip(terms, teacher.matched, strict=True):
+                if matched is not None:
+                    found[term.node] = found.get(term.node, 0.0) + teacher.share * term.weight
+        return {node: weight for node, weight in found.items() if weight}
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Multiply the weight of each node's terms by `weights[node]`; nodes that are not compared need none."""
+        self.layer_weights = dict(weights)
+        for terms in self.feature_terms:
+            for term in terms:
+                term.weight *= weights.get(term.node, 1.0)
 
     def losses(self, images: Tensor, labels: Tensor | None, output: Any) -> dict[str, Tensor]:
         """Weighted terms by name for the student's `output` (logits [B, classes], or a pair of them) on `images`."""
@@ -113,6 +131,8 @@ class DistillObjective(Objective):
                 own = [part.float() for part in _student_logits(output)]
                 found = self._soft(own, logits) | self._pseudo_hard(own, logits)
                 for term, matched in zip(self.feature_terms[index], teacher.matched, strict=True):
+                    if matched is None:
+                        continue
                     value = matched(features[term.node].float(), teacher_features[term.teacher_node])
                     name = f"feature.{term.node}"
                     found[name] = found.get(name, 0.0) + term.weight * value
@@ -127,6 +147,22 @@ class DistillObjective(Objective):
             teacher.close()
         if self.two_heads and self._was_distilled is not None:
             distilled_training(self.student, self._was_distilled)
+
+    def remarks(self) -> list[str]:
+        """What `auto` could not compare in full, one line for each way of comparing less."""
+        pairs = [
+            (term.node, matched)
+            for teacher, terms in zip(self.teachers, self.feature_terms, strict=True)
+            for term, matched in zip(terms, teacher.matched, strict=True)
+        ]
+        lines = []
+        skipped = dict.fromkeys(node for node, matched in pairs if matched is None)
+        partly = {node: matched.tokens for node, matched in pairs if matched is not None and matched.tokens is not None}
+        if partly:
+            lines.append(f"on class (prefix) tokens only, {max(partly.values())} of each: {', '.join(partly)}")
+        if skipped:
+            lines.append(f"not at all, which leaves the logits: {', '.join(skipped)}")
+        return [f"compared {line}, since the teacher has another number of tokens there" for line in lines]
 
     def _soft(self, own: list[Tensor], teacher: list[Tensor]) -> dict[str, Tensor]:
         weight, temperature = self.logit_terms.soft_weight, self.logit_terms.temperature
@@ -187,7 +223,7 @@ class DistillObjective(Objective):
             for position, term in enumerate(self.feature_terms[index]):
                 shapes = (own[term.node].shape, features[term.teacher_node].shape)
                 matched = match(term, shapes, (self.student, teacher.model), seed + position)
-                teacher.matched.append(matched.to(image.device))
+                teacher.matched.append(None if matched is None else matched.to(image.device))
 
 
 def _student_logits(output: Any) -> list[Tensor]:

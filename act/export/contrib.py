@@ -138,7 +138,7 @@ def _unsigned(graph: Graph, codes: Codes) -> tuple[str, str, list[onnx.NodeProto
 
 
 def _attention(model: onnx.ModelProto) -> int:
-    """softmax(q k^T) v on one projection, without a mask."""
+    """softmax(q k^T) v on one projection; merged tokens bring a bias of the scores [batch, 1, 1, tokens]."""
     graph = Graph(model)
     gone: list[onnx.NodeProto] = []
     new: Nodes = {}
@@ -146,42 +146,64 @@ def _attention(model: onnx.ModelProto) -> int:
         found = _plain_attention(graph, joint)
         if found is None:
             continue
-        factor, parts = found
+        factor, parts, bias = found
         base, end = parts[1].name, parts[-1]
         sizes, values = f"{base}/sizes", [f"{base}/{name}" for name in ("query", "key", "value")]
         lengths = np.array([joint.heads * joint.width] * 3, np.int64)
         model.graph.initializer.append(numpy_helper.from_array(lengths, sizes))
-        fused = _node("MultiHeadAttention", values, end.output[0], f"{base}/MultiHeadAttention",
+        steps = [helper.make_node("Split", [joint.value, sizes], values, axis=2, name=f"{base}/Split")]
+        inputs = list(values)
+        if bias is not None:
+            # The operator takes a bias for each query; no bias and no mask come before it among the inputs.
+            shape, whole = f"{base}/bias_shape", f"{base}/bias"
+            tokens = np.array([1, 1, graph.shapes[bias][3], 1], np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(tokens, shape))
+            steps.append(helper.make_node("Expand", [bias, shape], [whole], name=f"{base}/Expand"))
+            inputs += ["", "", whole]
+        fused = _node("MultiHeadAttention", inputs, end.output[0], f"{base}/MultiHeadAttention",
                       num_heads=joint.heads, scale=factor)  # fmt: skip
-        new[id(end)] = [helper.make_node("Split", [joint.value, sizes], values, axis=2, name=f"{base}/Split"), fused]
+        new[id(end)] = [*steps, fused]
         gone += parts
     if new:
         replace(model.graph, gone, new)
     return len(new)
 
 
-def _plain_attention(graph: Graph, joint: JointProjection) -> tuple[float, list[onnx.NodeProto]] | None:
-    """(factor of the scores, [first product, softmax, second product, transpose, reshape]) of an attention on the
-    parts of `joint`, with nothing else between them."""
+def _plain_attention(graph: Graph, joint: JointProjection) -> tuple[float, list[onnx.NodeProto], str | None] | None:
+    """(factor of the scores, [first product, softmax, second product, transpose, reshape], bias or None) of an
+    attention on the parts of `joint`, with nothing else between them."""
     query, key, value = joint.parts
-    turned = reader(graph, key, "Transpose")
-    if turned is None:
+    # Merging reads the keys as well.
+    turns = [node for node, _ in graph.consumers[key] if node.op_type == "Transpose"]
+    if len(turns) != 1:
         return None
+    turned, bias = turns[0], None
     chain = [query]
     nodes: list[onnx.NodeProto] = []
     for kind in ("Mul", "MatMul", "Softmax", "MatMul", "Transpose", "Reshape"):
+        add = reader(graph, chain[-1], "Add") if kind == "Softmax" else None
+        if add is not None:
+            bias = add.input[1 - list(add.input).index(chain[-1])]
+            chain[-1] = add.output[0]
         node = reader(graph, chain[-1], kind)
         if node is None:
             return None
         nodes.append(node)
         chain.append(node.output[0])
+    if bias is not None and (graph.constant(bias) is not None or not _for_each_key(graph.shapes.get(bias, []))):
+        return None
     scaled, scores, softmax, mix, turn, end = nodes
     factor = graph.constant(scaled.input[1])
     straight = list(scores.input) == [chain[1], turned.output[0]] and list(mix.input) == [chain[3], value]
     heads_first = permutation(turned, 4) == [0, 1, 3, 2] and permutation(turn, 4) == [0, 2, 1, 3]
     if factor is None or factor.size != 1 or not straight or not heads_first:
         return None
-    return float(factor.reshape(())), [scores, softmax, mix, turn, end]
+    return float(factor.reshape(())), [scores, softmax, mix, turn, end], bias
+
+
+def _for_each_key(shape: list[int | None]) -> bool:
+    """Whether a bias of the scores is the same for all heads and queries: [batch, 1, 1, tokens]."""
+    return len(shape) == 4 and shape[1:3] == [1, 1] and shape[3] is not None
 
 
 def _joint_integer_attention(model: onnx.ModelProto) -> int:

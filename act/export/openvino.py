@@ -4,7 +4,7 @@ Rewrites before the conversion; weights and codes stay the same. A joint project
 OpenVINO fuses an attention with its transposes where query, key and value come from products of their own. Q/DQ pairs
 move before the transposes, where the product before them writes the codes. The zero points of weights, all of them 0,
 are left out: the converter keeps one that two layers share as a subtraction, and multiplies those layers in floating
-point.
+point. Zero tokens are appended where that was measured to be faster (act/export/padding.py).
 """
 
 from __future__ import annotations
@@ -18,32 +18,47 @@ import onnx
 
 from act.errors import ExportError
 from act.export.onnx_graph import Graph
+from act.export.padding import pad_tokens, padding_obstacle
 from act.export.placement import bypass_attentions
 from act.export.projections import hoist_pairs, split_projections
 from act.export.tokens import keep_read_tokens
 
-FORM = ["vitcompress", "attention"]  # where the file says how its attention products run
+# Where the file says how its attention products run, and whether tokens may have been appended.
+ATTENTION, PADDED = ["vitcompress", "attention"], ["vitcompress", "pad_tokens"]
 
 
-def to_openvino_form(model: onnx.ModelProto, attention: str = "int8") -> dict[str, int]:
-    """Rewrite `model` in place; what was done how often. `attention` float leaves out its products' quantisers."""
+def to_openvino_form(model: onnx.ModelProto, attention: str = "int8", padded: bool = False) -> dict[str, int]:
+    """Rewrite `model` in place; what was done how often.
+
+    `attention` float leaves out its products' quantisers. `padded` appends zero tokens where they can be.
+    """
     if attention == "float":
         bypass_attentions(model)
     made = {
         "split projections": split_projections(model),
         "pairs before transposes": hoist_pairs(model),
+        "zero tokens appended": pad_tokens(model) if padded else 0,
         "products on read tokens only": len(keep_read_tokens(model)),
     }
     _drop_zero_points(model)
     return made
 
 
-def export_openvino(main: Path, target: Path, attention: str = "int8") -> dict[str, int]:
+def not_padded(main: Path) -> str | None:
+    """Why no tokens can be appended in the form of the main ONNX file; None if they can."""
+    model = onnx.load(str(main))
+    split_projections(model)
+    hoist_pairs(model)
+    return padding_obstacle(model)
+
+
+def export_openvino(main: Path, target: Path, attention: str = "int8", padded: bool = False) -> dict[str, int]:
     """Write `target` (.xml) and its .bin from the main ONNX file; what was rewritten. ExportError if it cannot be."""
     import openvino
 
-    made, converted = convert(main, attention)
-    converted.set_rt_info(attention, FORM)
+    made, converted = convert(main, attention, padded)
+    converted.set_rt_info(attention, ATTENTION)
+    converted.set_rt_info(str(padded).lower(), PADDED)
     with tempfile.TemporaryDirectory(prefix=".openvino-", dir=target.parent) as folder:
         written = Path(folder) / target.name
         openvino.save_model(converted, str(written), compress_to_fp16=False)
@@ -52,12 +67,12 @@ def export_openvino(main: Path, target: Path, attention: str = "int8") -> dict[s
     return made
 
 
-def convert(main: Path, attention: str) -> tuple[dict[str, int], Any]:
+def convert(main: Path, attention: str, padded: bool) -> tuple[dict[str, int], Any]:
     """What was rewritten in the main ONNX file, and the openvino.Model of the result."""
     import openvino
 
     model = onnx.load(str(main))
-    made = to_openvino_form(model, attention)
+    made = to_openvino_form(model, attention, padded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / main.name
         onnx.save_model(model, str(path))

@@ -15,13 +15,10 @@ from onnx import helper, numpy_helper
 
 from act.export.onnx_graph import Graph, attribute, permutation
 from act.export.patterns import replace
+from act.export.rows import BINARY, LAST_AXIS, TOKENS, UNARY, reshape_keeps, scalar_parameters
 
-TOKENS = 1  # the axis of [batch, tokens, channels]
-_UNARY = ("Gelu", "FastGelu", "Relu", "Sigmoid", "Tanh", "Erf", "HardSwish", "Identity", "QuantizeLinear",
-          "DequantizeLinear", "Clip")  # fmt: skip
-_BINARY = ("Add", "Sub", "Mul", "Div")
 _ROWS = ("MatMul", "MatMulIntegerToFloat", "MultiHeadAttention")
-_LAST_AXIS = ("LayerNormalization", "Softmax")
+_BIAS = 5  # the input of MultiHeadAttention that is added to its scores [batch, heads, queries, keys]
 Operand = tuple[int, int]  # (which input, the axis of its tokens)
 
 
@@ -102,30 +99,22 @@ class _Narrowing:
         axis = demand.axis
         if not every or node.output[0] in self.outputs:
             return None
-        if node.op_type in _UNARY and self._scalars(node):
+        if node.op_type in UNARY and scalar_parameters(self.graph, node):
             return [(0, axis)]
         if node.op_type in _ROWS:
             # A value without an inferred shape is one of the two operators of three axes.
-            return [(0, axis)] if axis == (rank or 3) - 2 else None
-        if node.op_type in _LAST_AXIS and rank and axis < rank - 1:
+            if axis != (rank or 3) - 2:
+                return None
+            biased = node.op_type == "MultiHeadAttention" and len(node.input) > _BIAS
+            return [(0, axis), (_BIAS, 2)] if biased else [(0, axis)]
+        if node.op_type in LAST_AXIS and rank and axis < rank - 1:
             last = attribute(node, "axis", -1) % rank == rank - 1
             return [(0, axis)] if last else None
         if node.op_type == "Transpose":
             return [(0, permutation(node, rank)[axis])]
         if node.op_type == "Reshape":
-            return self._reshape(node, axis)
-        return self._binary(node, axis, rank) if node.op_type in _BINARY and rank else None
-
-    def _scalars(self, node: onnx.NodeProto) -> bool:
-        arrays = [self.graph.constant(name) for name in node.input[1:] if name]
-        return all(array is not None and array.size == 1 for array in arrays)
-
-    def _reshape(self, node: onnx.NodeProto, axis: int) -> list[Operand] | None:
-        before, shape = self.graph.shapes.get(node.input[0], []), self.graph.constant(node.input[1])
-        if shape is None or len(before) <= axis or len(shape) <= axis or int(shape[0]) not in (0, -1):
-            return None
-        same = all(int(shape[i]) in (0, before[i]) for i in range(1, axis + 1))
-        return [(0, axis)] if axis >= 1 and same else None
+            return [(0, axis)] if reshape_keeps(self.graph, node, axis) else None
+        return self._binary(node, axis, rank) if node.op_type in BINARY and rank else None
 
     def _binary(self, node: onnx.NodeProto, axis: int, rank: int) -> list[Operand] | None:
         operands: list[Operand] = []

@@ -165,3 +165,10 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         shown = f"bits={self.bits}, channels={self.channels}, signed={self.signed}, learn={self.learn}"
         return shown if self.groups == 1 else f"{shown}, groups={self.groups}"
+
+
+def weight_quantizer(scale: Tensor, bits: int) -> FakeQuantize:
+    """The quantiser of a weight with these scales, [channels] or [channels, groups]."""
+    quantizer = FakeQuantize(bits, channels=len(scale), groups=scale.shape[1] if scale.dim() == 2 else 1)
+    quantizer.load_state_dict({"scale": scale})
+    return quantizer

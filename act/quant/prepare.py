@@ -47,15 +47,21 @@ def quant_plan(model: nn.Module, config: QuantConfig, ctx: Context) -> LayerPlan
 
 def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn: str) -> None:
     """Equalise, add quantisers (through `ctx.edit`), calibrate, correct biases. `learn`: fixed, pact or lsq."""
+    was_training = model.training
+    model.eval()
+    names = add_quantizers(model, config, ctx, learn)
+    set_ranges(model, names, config, ctx)
+    model.train(was_training)
+
+
+def add_quantizers(model: nn.Module, config: QuantConfig, ctx: Context, learn: str) -> list[str]:
+    """Equalise `model`, in eval mode, and add quantisers that are not calibrated yet; returns what was given some."""
     plan = quant_plan(model, config, ctx)
     names = plan.done
     attentions = set(attention_modules(model))
     layers = [name for name in names if name not in attentions]
     if not names:
         raise InputError("quantisation: no layer is left to quantise; see `vitcompress plan` for the reasons")
-    images = _images(config, ctx)
-    was_training = model.training
-    model.eval()
     outliers: list[str] = []
     if config.equalize:
         linears = [name for name in layers if isinstance(model.get_submodule(name), nn.Linear)]
@@ -73,6 +79,12 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
             model,
             {"op": "quantize_matmul", "layers": products, "activation_bits": config.activation_bits, "learn": learn},
         )
+    return names
+
+
+def set_ranges(model: nn.Module, names: list[str], config: QuantConfig, ctx: Context) -> None:
+    """Calibrate the quantisers of `names`, centre inputs and correct biases."""
+    images = _images(config, ctx)
     found = calibrate(model, images, images.count, config, lambda shifts: _shift(model, shifts, ctx))
     ctx.log(
         "calibrated",
@@ -80,7 +92,6 @@ def prepare_quantized(model: nn.Module, config: QuantConfig, ctx: Context, learn
         f"corrected {found.corrected} biases",
         shifts=found.shifts,
     )
-    model.train(was_training)
 
 
 def _group(model: nn.Module, specs: dict[str, dict[str, Any]], size: int | None, ctx: Context) -> None:

@@ -52,6 +52,8 @@ _TARGET = {
     "latency_ms": Range(0, 1e9, above=True),
     "speedup": Range(0, 1e6, above=True),
     "bytes": Range(1, 1e15),
+    "macs": Range(1, 1e15),
+    "attempts": Range(1, 20),
     "batch": Range(1, 65_536),
 }
 _EXPORT = {"opset": Range(19, 23), "threads": Range(0, 4096), "min_agreement": _PERCENT, "max_abs_diff": Range(0, 1e9)}

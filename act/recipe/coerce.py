@@ -115,8 +115,8 @@ def _convert(kind: Any, value: Any, key: str, problems: Problems) -> Any:
     if origin is Literal:
         if value in args and type(value) in {type(option) for option in args}:
             return value
-        hint = near(value, map(str, args)) if isinstance(value, str) else ""
-        return _Wrong(f"{shown(value)} is unknown{hint}; allowed: {', '.join(map(str, args))}")
+        hint = near(value, map(_word, args)) if isinstance(value, str) else ""
+        return _Wrong(f"{shown(value)} is unknown{hint}; allowed: {', '.join(map(_word, args))}")
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, key, problems)
     if origin in (list, tuple):
@@ -193,13 +193,17 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _word(option: Any) -> str:
+    return str(option).lower() if isinstance(option, bool) else str(option)
+
+
 def describe(kind: Any) -> str:
     """A type in words."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(member) for member in args)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
+        return "one of " + ", ".join(map(_word, args))
     if origin in (list, tuple):
         return f"a list of {_PLURALS.get(args[0], 'values')}"
     if origin is dict or kind is dict or dataclasses.is_dataclass(kind):

@@ -7,7 +7,7 @@ the reference text that `vitcompress recipes show` and the documentation print.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -93,7 +93,9 @@ class TargetConfig:
     min_agreement: float | None = None  # percent of predictions equal to the original's
     latency_ms: float | None = None
     speedup: float | None = None  # against the uncompressed model in the same backend
-    bytes: int | None = None
+    bytes: int | None = None  # of the exported file
+    macs: int | None = None  # multiply-accumulates of one image, at most
+    attempts: int = 3  # runs of the stage that loses too much, each milder than the last, until the goals are met
     backend: str = "onnxruntime"
     device: str = "cpu"
     batch: int = 1
@@ -114,6 +116,8 @@ class ExportConfig:
     min_agreement: float = 90.0
     # In files for one runtime, of a recipe that quantises matmul: how attention products run. auto: the faster here.
     attention: str = "auto"  # auto, int8, float
+    # In OpenVINO's file: append zero tokens, which no attention sees, up to a multiple of 8. auto: if faster here.
+    pad_tokens: Literal["auto", True, False] = "auto"
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from act.analysis import analyze
 from act.backends import get_backend
 from act.context import Context
 from act.data.batch import Batch
@@ -23,7 +23,7 @@ from act.rebuild import save_model
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.atomic import sha256_file, write_json, write_text
 from act.run.folder import RunFolder
-from act.run.formats import FORMATS, MAIN, Job, Written, in_order
+from act.run.formats import FORMATS, MAIN, PACKED, Job, Written, in_order, open_file
 from act.run.goals import needs_timing
 from act.run.metrics import ExportedModule
 from act.run.stages import PREDICTIONS, Session, check_promises
@@ -49,12 +49,15 @@ def deliver(
     job = Job(model, folder / "model.onnx", ctx, metadata(ctx, preprocess))
     files: dict[str, Path] = {}
     entries = []
+    compressed = analyze(model, ctx.input_size)
+    costs = {"params": compressed.params, "macs": compressed.macs, "bops": compressed.bops}
     for name in in_order(ctx.recipe.export.formats):
         ctx.log("export", f"exporting {name} to {folder}")
         written = FORMATS[name].write(job)
         files[name] = written.path
-        entries.append({"format": name} | _listed(folder, written) | _score(session, model, stages, name, written.path))
-    baseline = dict(session.baseline.figures)
+        scored = _score(session, model, stages, name, written.path)
+        entries.append({"format": name} | costs | _listed(folder, written) | scored)
+    baseline = dict(session.baseline.figures) | {"bops": analyze(session.original, ctx.input_size).bops}
     if ctx.recipe.export.benchmark or needs_timing(ctx.recipe.target):
         _time(session, files, baseline, entries)
     return baseline, entries
@@ -69,9 +72,7 @@ def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> l
     write_text(folder / "recipe.yaml", dump_recipe(dataclasses.replace(recipe, results=results)))
     write_json(folder / "preprocess.json", dataclasses.asdict(preprocess))
     write_manifest(folder, recipe_hash(recipe))
-    # A caller's module cannot be rebuilt from its name, so a copy of it is what the tensors are loaded into.
-    base = copy.deepcopy(session.original).cpu() if session.source is None else None
-    checks = verify_folder(folder, base)
+    checks = verify_folder(folder, session.own_base())
     broken = [f"{check.name}: {check.detail}" for check in checks if not check.holds]
     if broken:
         raise ExportError(f"{folder}: the files do not hold what they must: {'; '.join(broken)}")
@@ -162,7 +163,8 @@ def _score(session: Session, model: nn.Module, stages: Sequence[Stage], name: st
     ctx = session.ctx
     export = ctx.recipe.export
     backend = FORMATS[name].backend
-    runtime = get_backend(backend).load(file, export.threads)
+    base = session.own_base() if name == PACKED else None
+    runtime = open_file(name, file, export.threads, base)
     figures, predictions = session.scorer.scored(ExportedModule(runtime.run), session.baseline)
     found: dict[str, Any] = dict(figures)
     if predictions is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act.backends import backends
+from act.backends import Session, backends, get_backend
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from act.context import Context
 
 MAIN = "onnx"
+PACKED = "packed"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _always() -> str | None:
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is written, and the backend that opens and scores it.
+    """How a format is written, and the backend that opens and scores it (`torch` rebuilds the torch model).
 
     `timed`: whether its speed in that backend means anything. `missing` gives the reason why it cannot be written
     here, or None; it is asked before anything heavy runs.
@@ -70,20 +71,34 @@ def write_onnx(job: Job) -> Written:
 def write_contrib(job: Job) -> Written:
     """model.onnxruntime.onnx: the main file in ONNX Runtime's own operators, for no other runtime."""
     from act.export.contrib import export_contrib
-    from act.run.choice import write_faster
+    from act.run.choice import Form, attention_forms, write_fastest
 
     target = job.onnx.with_name(f"{job.onnx.stem}.onnxruntime.onnx")
-    notes = write_faster(job, target, "onnxruntime", lambda path, form: export_contrib(job.onnx, path, form))
+    forms = [Form(attention) for attention in attention_forms(job)]
+    notes = write_fastest(
+        job, target, "onnxruntime", forms, lambda path, form: export_contrib(job.onnx, path, form.attention)
+    )
     return Written(target, notes=notes)
 
 
 def write_openvino(job: Job) -> Written:
     """model.openvino.xml and .bin, converted from the main ONNX file; weights keep their types."""
-    from act.export.openvino import export_openvino
-    from act.run.choice import write_faster
+    from act.export.openvino import export_openvino, not_padded
+    from act.run.choice import Form, attention_forms, padding_forms, write_fastest
 
     target = job.onnx.with_name(f"{job.onnx.stem}.openvino.xml")
-    notes = write_faster(job, target, "openvino", lambda path, form: export_openvino(job.onnx, path, form))
+    obstacle = not_padded(job.onnx)
+    paddings = padding_forms(job, obstacle)
+    forms = [Form(attention, padded) for attention in attention_forms(job) for padded in paddings]
+    notes = write_fastest(
+        job,
+        target,
+        "openvino",
+        forms,
+        lambda path, form: export_openvino(job.onnx, path, form.attention, form.padded),
+    )
+    if obstacle is not None:
+        notes["not_padded"] = obstacle
     return Written(target, (target.with_suffix(".bin"),), notes)
 
 
@@ -94,6 +109,7 @@ def write_tensorrt(job: Job) -> Written:
     from act.export.tensorrt import COMMANDS, NOT_RUN, export_tensorrt, trtexec, write_commands
     from act.verify.match import Expected
     from act.verify.tensorrt import TENSORRT_FILE
+    from act.verify.tensorrt_products import sparse_kernels
 
     target, ctx = job.onnx.with_name(TENSORRT_FILE), job.ctx
     sparse = Expected.from_edits(ctx.edits).masks
@@ -102,7 +118,8 @@ def write_tensorrt(job: Job) -> Written:
         ctx.log("tensorrt", f"  {remark}")
     usual = max([ctx.recipe.target.batch, *ctx.recipe.export.benchmark_batches])
     batches = (1, usual, max(32, usual))
-    commands = {str(v): trtexec(target.name, ctx.input_size, batches, bool(sparse), v) for v in (10, 11)}
+    kernels = any(map(sparse_kernels, sparse.values()))
+    commands = {str(v): trtexec(target.name, ctx.input_size, batches, kernels, v) for v in (10, 11)}
     write_commands(job.onnx.with_name(COMMANDS), commands)
     notes = {
         "integer_products": done.integer_products,
@@ -115,12 +132,46 @@ def write_tensorrt(job: Job) -> Written:
     return Written(target, notes=notes)
 
 
+def write_packed(job: Job) -> Written:
+    """model.packed.safetensors: N:M and integer weights at the bits they need; torch models are rebuilt from it."""
+    import dataclasses
+
+    from act.rebuild import unique_tensors
+    from act.storage.file import PACKED_FILE
+    from act.storage.file import write_packed as write
+    from act.storage.pack import pack_tensors
+    from act.storage.sizes import size_report
+
+    target = job.onnx.with_name(PACKED_FILE)
+    tensors, shared = unique_tensors(job.model.state_dict())
+    packed = pack_tensors(target, tensors, job.ctx.edits, shared, job.metadata)
+    write(packed.file)
+    sizes = size_report(packed.file, target.stat().st_size)
+    job.ctx.log("packed", f"{PACKED_FILE}: {sizes['ratio']:.2f} times smaller than float32", ratio=sizes["ratio"])
+    for layer in packed.left:
+        job.ctx.log("packed", f"  {layer.name}: {layer.reason}")
+    return Written(target, notes=sizes | {"left": [dataclasses.asdict(layer) for layer in packed.left]})
+
+
 FORMATS: dict[str, Format] = {
     MAIN: Format(write_onnx, "onnxruntime"),
     "onnxruntime": Format(write_contrib, "onnxruntime"),
     "tensorrt": Format(write_tensorrt, "onnxruntime", timed=False),
     "openvino": Format(write_openvino, "openvino", missing=lambda: backends()["openvino"].available()),
+    PACKED: Format(write_packed, "torch", timed=False),
 }
+
+
+def open_file(name: str, path: Path, threads: int = 0, base: nn.Module | None = None) -> Session:
+    """Open a file of the format called `name` in the runtime it is for, with `threads` threads (0: all cores).
+
+    `base` is the uncompressed model (edited in place), which a packed file of a module that timm cannot build needs.
+    """
+    if name == PACKED:
+        from act.storage.session import PackedSession
+
+        return PackedSession(path, threads, base)
+    return get_backend(FORMATS[name].backend).load(path, threads)
 
 
 def in_order(formats: Iterable[str]) -> list[str]:

@@ -10,6 +10,8 @@ from act.errors import InputError
 from act.recipe.schema import Recipe, TargetConfig
 from act.run.formats import FORMATS, format_problems
 
+ACCURACY = ("max_drop", "min_agreement")
+COSTS = ("latency_ms", "speedup", "bytes", "macs")
 EXIT_CODES = {"met": 0, "no_target": 0, "missed": 3}
 
 
@@ -26,9 +28,7 @@ class Goal:
 
 def has_target(target: TargetConfig) -> bool:
     """Whether the recipe asks for anything at all."""
-    return any(
-        getattr(target, key) is not None for key in ("max_drop", "min_agreement", "latency_ms", "speedup", "bytes")
-    )
+    return any(getattr(target, key) is not None for key in COSTS + ACCURACY)
 
 
 def needs_timing(target: TargetConfig) -> bool:
@@ -94,6 +94,8 @@ def judge(
         speedup = float(artifact["speedup"][target.backend][str(target.batch)])
         at_most("latency_ms", latency, f"latency {latency:.2f} ms ({at})")
         at_least("speedup", speedup, f"speed-up {speedup:.2f}x ({at})")
+    if target.macs is not None:
+        at_most("macs", float(artifact["macs"]), f"{artifact['macs'] / 1e6:,.0f} M multiply-accumulates per image")
     at_most("bytes", float(artifact["bytes"]), f"{artifact['bytes']:,} bytes")
     return goals
 

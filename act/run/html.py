@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from act.run.chart import loss_chart
+from act.run.chart import loss_chart, value_chart
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c2127;--soft:#5f6b7a;--line:#d9dee4;--card:#fff;--page:#f4f6f8;--good:#137333;
@@ -41,13 +41,15 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
     """The page for a report (schema 1), the resolved recipe and the run's events. Every value is escaped."""
     parts = [
         _verdict(report),
+        _section("Attempts", _attempts(report)),
         _section("Before and after", _before_after(report)),
         _section("Exported files", _exported(report)),
         _section("Not run here", _commands(report)),
         _section("Stages", _stages(report)),
+        _section("Distilled layers", _features(report)),
         _section("What must hold", _invariants(report)),
         _section("Layers left as they were", _left(report)),
-        _section("Training", loss_chart(events)),
+        _section("Training", loss_chart(events) + value_chart(events)),
         _section("Recipe", f"<pre>{escape(recipe_text)}</pre>"),
         _section("Environment", _mapping(report.get("environment", {}))),
     ]
@@ -84,6 +86,13 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(
             ("bytes", f"{before['bytes']:,}", f"{after['bytes']:,}", f"{before['bytes'] / after['bytes']:.2f}x smaller")
         )
+    for key, what in (("params", "parameters (M)"), ("macs", "multiply-accumulates (M)")):
+        if key in before and key in after and before[key] != after[key]:
+            change = f"{100 * (1 - after[key] / before[key]):.1f} % fewer"
+            rows.append((what, f"{before[key] / 1e6:,.2f}", f"{after[key] / 1e6:,.2f}", change))
+    if "bops" in before and "bops" in after:
+        change = f"{before['bops'] / after['bops']:.2f}x fewer"
+        rows.append(("bit operations (G)", f"{before['bops'] / 1e9:,.1f}", f"{after['bops'] / 1e9:,.1f}", change))
     if "integer_products" in after:
         both = after["integer_products"] + after["float_products"]
         rows.append(("matrix products on integers", "", f"{after['integer_products']} of {both}", ""))
@@ -98,9 +107,23 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     other = {"params", "macs", "bytes", "images", "max_abs_diff", "seconds", "peak_rss_mb", "steps", "agreement_torch"}
-    other |= {"integer_products", "float_products"}
+    other |= {"integer_products", "float_products", "bops"}
     found = [key for key, value in {**before, **after}.items() if isinstance(value, int | float) and key not in other]
     return sorted(found, key=lambda name: (name != "top1", name))
+
+
+def _attempts(report: Mapping[str, Any]) -> str:
+    """What the run tried to meet its goals; nothing where the first attempt was the only one."""
+    rows = [
+        (
+            f"{attempt['number']}{' (kept)' if attempt['number'] == report['kept'] else ''}",
+            str(attempt["reason"]),
+            str(attempt["status"]),
+            "; ".join(f"{goal['text']}: {'met' if goal['met'] else 'missed'}" for goal in attempt["goals"]),
+        )
+        for attempt in report.get("attempts", [])
+    ]
+    return table(("attempt", "what was changed", "outcome", "goals"), rows) if rows else ""
 
 
 def _verdict(report: Mapping[str, Any]) -> str:
@@ -161,15 +184,16 @@ def _exported(report: Mapping[str, Any]) -> str:
 
 
 def _forms(report: Mapping[str, Any]) -> str:
-    """What was rewritten in each file for one runtime, and why its attention runs as it does."""
+    """What was rewritten in each file for one runtime, and why it has the form that it has."""
     lines = []
     for item in report["artifacts"]:
         if "rewritten" not in item:
             continue
-        times = ", ".join(f"{form} {_ms(median)}" for form, median in item.get("attention_ms", {}).items())
+        times = "; ".join(f"{form} {_ms(median)}" for form, median in item.get("form_ms", {}).items())
         done = ", ".join(f"{count} {what}" for what, count in item["rewritten"].items() if count)
         measured = f" (measured: {times})" if times else ""
-        text = f"{item['format']}: attention in {item['attention']}{measured}; {done}"
+        left = f"; no tokens appended: {item['not_padded']}" if "not_padded" in item else ""
+        text = f"{item['format']}: attention in {item['attention']}{measured}; {done}{left}"
         lines.append(f"<li>{escape(text)}</li>")
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
@@ -198,6 +222,32 @@ def _stages(report: Mapping[str, Any]) -> str:
         rows.append((stage["name"], *figures, Number(f"{done} of {done + left}"), *cost))
     head = ("stage", *map(Number, (*names, "layers", "seconds", "peak memory (MiB)")))
     return table(head, rows) if rows else "<p>The recipe has no stage.</p>"
+
+
+def _features(report: Mapping[str, Any]) -> str:
+    """The feature loss that each stage left by layer, and the weights made from it; '' where none were."""
+    stages = [stage for stage in report["stages"] if "feature_loss" in stage]
+    if not any("layer_weights" in stage for stage in stages):
+        return ""
+    head: list[str] = ["layer"]
+    columns: list[tuple[Mapping[str, float], str]] = []
+    for stage in stages:
+        for key, title, form in (
+            ("layer_weights", "weight in", ".2f"),
+            ("feature_loss", "loss left after", ".4g"),
+        ):
+            if key in stage:
+                head.append(Number(f"{title} {stage['name']}"))
+                columns.append((stage[key], form))
+    layers = dict.fromkeys(layer for values, _ in columns for layer in values)
+    rows = [
+        (layer, *(Number(format(values[layer], form) if layer in values else "") for values, form in columns))
+        for layer in layers
+    ]
+    return table(head, rows) + (
+        "<p><small>Loss: mean over a stage's last steps, without weights. Weight: the loss that the stage before left, "
+        "over the mean of all layers.</small></p>"
+    )
 
 
 def _invariants(report: Mapping[str, Any]) -> str:

@@ -83,7 +83,8 @@ def measured(report: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": some(report["baseline"], "top1", "params", "macs", "bytes"),
         "stages": [some(stage, "name", "top1", "agreement", "seconds") for stage in report["stages"]],
         "artifacts": [
-            some(item, "format", "top1", "agreement", "agreement_torch", "bytes", "sha256", "latency", "speedup")
+            some(item, "format", "top1", "agreement", "agreement_torch", "params", "macs", "bytes", "sha256")
+            | some(item, "latency", "speedup")
             for item in report["artifacts"]
         ],
         "environment": some(report["environment"], "vitcompress", "cpu"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.data.preprocess import Preprocess, resolve_preprocess
@@ -18,6 +19,7 @@ from act.errors import ActError, InputError
 from act.models import load_model, logits
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
+from act.run.attempts import Attempt, attempt_folder, back_off, keep_best, start_attempt
 from act.run.baseline import Baseline, measure_baseline
 from act.run.deliver import deliver, delivered_before, mark_delivered, seal
 from act.run.folder import RunFolder
@@ -58,13 +60,17 @@ def run(
         original = _frozen(model, recipe)
         preprocess = resolve_preprocess(original, recipe.data)
         data = data if data is not None else _data(recipe, preprocess)
+        chosen = choose_strategies(recipe, original, data, _input_size(data, preprocess))
+        recipe = recipe if chosen is None else chosen.recipe
         stages = build_stages(recipe)
         check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
-        _check_head(original, ctx)
+        check_head(original, ctx)
         _check_training(stages, data)
         main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
         ctx.log = EventLog(target.events, main=is_main())
+        for reason in chosen.reasons if chosen is not None else []:
+            ctx.log("chosen", f"chosen: {reason}")
         try:
             return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(stages)
         except BaseException as error:
@@ -94,21 +100,58 @@ class _Run:
         baseline, scorer = self.baseline(weights, fingerprint)
         session = Session(folder, ctx, self.original, self.source(), baseline, scorer)
         base_key = chain_key(weights, fingerprint, self.preprocess, recipe.seed)
-        model, records, key = run_stages(session, stages, base_key)
-        key = chain_key(key, recipe.export, recipe.target, scorer.name if self.callback is not None else None)
+        everything = chain_key("attempts", base_key, recipe.strategies, recipe.train, recipe.export, recipe.target)
         report = read_report(folder)
-        if report is None or not delivered_before(folder, key):
-            wait()
-            if is_main():
-                report = self.deliver(session, model, stages, records, key)
-            wait()
-            report = read_report(folder) if report is None else report
+        if report is None or not delivered_before(folder, everything):
+            report = self.attempts(session, stages, base_key, everything)
         else:
             ctx.log("run", "finished before, nothing to do")
-        assert report is not None
         status = str(report["status"])
         ctx.log("result", f"{status}: {folder.path / 'report.html'}", status=status)
         return RunResult(status, EXIT_CODES[status], folder.path, report)
+
+    def attempts(self, session: Session, stages: list[Stage], base_key: str, everything: str) -> dict[str, Any]:
+        """The recipe, then milder ones until accuracy is what the target asks for; the report of the best."""
+        tried = [Attempt(self.recipe, "as the recipe says", self.attempt(session, stages, base_key))]
+        previous = self.folder
+        metric = session.scorer.main_metric(self.recipe.train)
+        while len(tried) < self.recipe.target.attempts:
+            last = tried[-1]
+            found = back_off(last, build_stages(last.recipe), metric, self.original, self.ctx)
+            if found is None:
+                break
+            recipe, reason = found
+            number = len(tried) + 1
+            self.ctx.log("attempt", f"attempt {number}: too much accuracy was lost; {reason}", reason=reason)
+            following = attempt_folder(self.folder, number)
+            main_first(lambda a=previous, b=following: start_attempt(a, b) if is_main() else None)  # type: ignore[misc]
+            ctx = dataclasses.replace(self.ctx, recipe=recipe, edits=[])
+            run = dataclasses.replace(self, recipe=recipe, folder=following, ctx=ctx)
+            inner = dataclasses.replace(session, folder=following, ctx=ctx)
+            tried.append(Attempt(recipe, reason, run.attempt(inner, build_stages(recipe), base_key)))
+            previous = following
+        wait()
+        if len(tried) > 1 and is_main():
+            keep_best(self.folder, tried, everything)
+        wait()
+        report = read_report(self.folder)
+        assert report is not None
+        return report
+
+    def attempt(self, session: Session, stages: list[Stage], base_key: str) -> dict[str, Any]:
+        """Every stage and the files of one recipe, or what is left of them; the report."""
+        model, records, key = run_stages(session, stages, base_key)
+        own = session.scorer.name if self.callback is not None else None
+        key = chain_key(key, self.recipe.export, self.recipe.target, own)
+        report = read_report(self.folder)
+        if report is None or not delivered_before(self.folder, key):
+            wait()
+            if is_main():
+                self.deliver(session, model, stages, records, key)
+            wait()
+            report = read_report(self.folder)
+        assert report is not None
+        return report
 
     def source(self) -> dict[str, Any] | None:
         """What arch.json says of the base model; None for a caller's module, which they have to bring again."""
@@ -209,7 +252,7 @@ def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
         raise InputError(problems)
 
 
-def _check_head(original: nn.Module, ctx: Context) -> None:
+def check_head(original: nn.Module, ctx: Context) -> None:
     """One forward pass: the model takes these images, and its head fits the labels."""
     try:
         with torch.no_grad():

@@ -6,10 +6,10 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -23,17 +23,14 @@ from act.run.atomic import replacing, write_json
 from act.run.baseline import Baseline
 from act.run.folder import RunFolder, open_stage
 from act.run.keys import chain_key, data_part, weights_hash
+from act.run.learning import carried, learned, objectives_of, teachers_of
 from act.run.memory import peak_rss_mb, reset_peak
 from act.run.metrics import Scorer
 from act.run.ranks import is_main, main_first, wait
 from act.run.shared import publish
-from act.strategies.base import Invariant, Objective
+from act.strategies.base import Invariant
 from act.train.recover import recover
 from act.train.rng import seed_everything
-from act.train.task import TaskLoss
-
-if TYPE_CHECKING:
-    from act.strategies.distillation import Distillation
 
 PREDICTIONS = "predictions.npy"
 PREPARING, TRAINING = 1, 2  # keep apart the random numbers that a stage's two halves draw
@@ -51,6 +48,10 @@ class Session:
     scorer: Scorer
     teachers: dict[str, list[nn.Module]] = field(default_factory=dict)  # by the hash of their sources
 
+    def own_base(self) -> nn.Module | None:
+        """A copy of a caller's module to load tensors into, since it cannot be built by its name; else None."""
+        return copy.deepcopy(self.original).cpu() if self.source is None else None
+
 
 def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tuple[nn.Module, list[dict[str, Any]], str]:
     """Run every stage in order, or take it from its folder.
@@ -62,7 +63,8 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
     key = base_key
     for position, stage in enumerate(stages):
         number = position + 1
-        teachers = teachers_of(session, stage)
+        teachers = teachers_of(stage, session.original, session.ctx.device, session.teachers)
+        feature_loss = carried(stage, records)
         key = chain_key(
             key,
             stage.name,
@@ -71,6 +73,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             [(objective.name, objective.config) for objective in stage.objectives],
             [weights_hash(teacher) for teacher in teachers],
             data_part(session.ctx.recipe.data),
+            feature_loss,
         )
         folder = session.folder.stage(number, stage.name)
         record = main_first(lambda folder=folder, key=key: open_stage(folder, key, session.folder.shared))  # type: ignore[misc]
@@ -80,7 +83,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             # A later stage starts from these weights; one that is done as well replaces them.
             model = _load(session, folder)
             continue
-        runner = StageRun(session, stage, folder, number, teachers)
+        runner = StageRun(session, stage, folder, number, teachers, feature_loss)
         session.ctx.log("stage", f"[{number}/{len(stages)}] {stage.name}", name=stage.name)
         model, report = runner.run(model, stages[: position + 1])
         if is_main():
@@ -94,29 +97,6 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
     return model, records, key
 
 
-def teachers_of(session: Session, stage: Stage) -> list[nn.Module]:
-    """The models a stage learns from: those its Distillation names, else the original; none without Distillation."""
-    from act.models import load_model
-
-    found: list[nn.Module] = []
-    for objective in stage.objectives:
-        sources = distillation(objective).teacher_sources()
-        key = chain_key(sources)
-        if key not in session.teachers:
-            loaded = [load_model(source).eval().requires_grad_(False).to(session.ctx.device) for source in sources]
-            session.teachers[key] = loaded or [session.original]
-        found += session.teachers[key]
-    return found
-
-
-def distillation(strategy: Any) -> Distillation:
-    """`strategy` as the one objective strategy there is."""
-    from act.strategies.distillation import Distillation
-
-    assert isinstance(strategy, Distillation)
-    return strategy
-
-
 @dataclass
 class StageRun:
     """One stage that has to be computed."""
@@ -126,6 +106,7 @@ class StageRun:
     folder: Path
     number: int
     teachers: list[nn.Module]
+    feature_loss: Mapping[str, float] | None  # by layer, of the stage that these layers' weights come from
 
     def run(self, model: nn.Module, so_far: Sequence[Stage]) -> tuple[nn.Module, dict[str, Any]]:
         """The stage's model and its report entry."""
@@ -133,11 +114,12 @@ class StageRun:
         started = time.monotonic()
         reset_peak()
         plan = strategy.select(model, ctx)
+        model = self.prepared(model)
+        plan = strategy.settled(model, plan)
         for layer in plan.left:
             ctx.log("layer_left", name=layer.name, reason=layer.reason, stage=self.stage.name)
         ctx.log("layers", f"  {len(plan.done)} layers, {len(plan.left)} left as they are", stage=self.stage.name)
-        model = self.prepared(model)
-        steps, seconds = self.train(model)
+        steps, seconds, features = self.train(model)
         strategy.finalize(model, ctx)
         figures: dict[str, float] = {}
         predictions = None
@@ -158,6 +140,7 @@ class StageRun:
                 {"name": layer.name, "reason": layer.reason} for layer in plan.left + strategy.partly_done(model, ctx)
             ],
             "invariants": promises,
+            **features,
         }
         scores = "".join(f", {name} {value:.2f}" for name, value in figures.items())
         ctx.log("stage_done", f"  {self.stage.name}: {report['seconds']:.0f} s{scores}", **report)
@@ -179,12 +162,13 @@ class StageRun:
 
         return main_first(prepare)
 
-    def train(self, model: nn.Module) -> tuple[int, float]:
-        """Recovery training; optimiser steps done, and seconds spent on it by earlier, interrupted tries."""
+    def train(self, model: nn.Module) -> tuple[int, float, dict[str, Any]]:
+        """Recovery training; optimiser steps done, seconds spent on it by earlier, interrupted tries, and what the
+        report says of the distilled features."""
         ctx, cfg = self.session.ctx, self.stage.train
         if cfg is None:
-            return 0, 0.0
-        objectives = self.objectives(model)
+            return 0, 0.0, {}
+        objectives = objectives_of(self.stage, model, self.teachers, ctx, self.feature_loss)
         seed_everything(ctx.recipe.seed, self.number, TRAINING)
         score = self.session.scorer.metric(cfg, self.session.baseline)
         started = time.monotonic()
@@ -193,16 +177,8 @@ class StageRun:
         finally:
             for objective in objectives:
                 objective.close()
-        return result.steps, max(0.0, result.seconds - (time.monotonic() - started))
-
-    def objectives(self, model: nn.Module) -> list[Objective]:
-        """What the stage learns from: its Distillation, else the labels."""
-        if not self.stage.objectives:
-            return [TaskLoss()]
-        return [
-            distillation(objective).objective(model, self.teachers, self.session.ctx)
-            for objective in self.stage.objectives
-        ]
+        before = max(0.0, result.seconds - (time.monotonic() - started))
+        return result.steps, before, learned(objectives, result.losses)
 
 
 def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -231,7 +207,7 @@ def _trainable_copy(original: nn.Module, ctx: Context) -> nn.Module:
 def training_flags(model: nn.Module) -> dict[str, Any]:
     """What of a compressed model in training is neither structure nor tensor: how masks train, what is frozen."""
     return {
-        "masks": {name: [layer.straight_through, layer.sparse_decay] for name, layer in compressed_layers(model)},
+        "masks": {name: layer.straight_through for name, layer in compressed_layers(model)},
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
     }
 
@@ -242,7 +218,7 @@ def _load(session: Session, folder: Path) -> nn.Module:
     session.ctx.edits[:] = json.loads((folder / "arch.json").read_text(encoding="utf-8"))["edits"]
     flags = json.loads((folder / "done.json").read_text(encoding="utf-8"))["flags"]
     for name, layer in compressed_layers(model):
-        layer.straight_through, layer.sparse_decay = flags["masks"][name]
+        layer.straight_through = flags["masks"][name]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in flags["frozen"])
     return model.to(session.ctx.device)

@@ -14,7 +14,7 @@ _GROWTH = 1.1
 _STEPS = 80
 
 
-def admm_mask(target: Tensor, hessian: Tensor, n: int, m: int) -> Tensor:
+def admm_mask(target: Tensor, hessian: Tensor, n: int, m: int, unit: int = 1) -> Tensor:
     """N:M mask for `target` `[out, K]` that leaves a low `tr((W - W') H (W - W')^T)` once the kept weights are
     refitted.
 
@@ -27,13 +27,13 @@ def admm_mask(target: Tensor, hessian: Tensor, n: int, m: int) -> Tensor:
     eigenvalues, vectors = eigenvalues.float(), vectors.float()
     weight = (target * scale).float()
     gradient = weight @ vectors * eigenvalues @ vectors.T
-    sparse = weight * nm_mask(weight.abs(), n, m)
+    sparse = weight * nm_mask(weight.square(), n, m, unit)
     dual = torch.zeros_like(weight)
     penalty = _PENALTY
     for _ in range(_STEPS):
         dense = (gradient + penalty * sparse - dual) @ vectors / (eigenvalues + penalty) @ vectors.T
         wanted = dense + dual / penalty
-        sparse = wanted * nm_mask(wanted.abs(), n, m)
+        sparse = wanted * nm_mask(wanted.square(), n, m, unit)
         dual = dual + penalty * (dense - sparse)
         penalty *= _GROWTH
-    return nm_mask(sparse.abs(), n, m)
+    return nm_mask(sparse.square(), n, m, unit)

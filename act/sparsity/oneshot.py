@@ -10,10 +10,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from act.sparsity.masks import from_gemm_rows, gemm_rows, grouped, nm_mask, nm_violations
-from act.sparsity.moments import Moments, input_rows, output_rows
-from act.sparsity.replay import Block, Seen, probe, see
+from act.sparsity.masks import Pattern, from_gemm_rows, gemm_rows, grouped, nm_mask, nm_violations
+from act.sparsity.moments import Moments
 from act.sparsity.sparsegpt import DAMPING, output_error, sparsegpt
+from act.sparsity.walk import Walk
 from act.sparsity.wanda import wanda_score
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt"]
@@ -29,6 +29,7 @@ def oneshot_prune(
     m: int,
     criterion: Criterion = "sparsegpt",
     *,
+    unit: int = 1,
     damping: float = DAMPING,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def oneshot_prune(
     pruned so far and is fitted to the *dense* model's output (asymmetric calibration as in GPTAQ, arXiv 2504.02692).
     Where that output is added to a residual stream, it is fitted to the dense stream after the addition, and so makes
     up for the errors of all layers before it. `damping` is relative to the mean of the Hessian's diagonal, and is a
-    ridge towards the dense weight.
+    ridge towards the dense weight. `unit` weights in a row are kept or dropped together.
 
     Memory: one layer's moments, and for models with repeated blocks the input of one block for all batches, twice.
     Repeated blocks are replayed one by one; a layer outside of any costs a forward of the model as far as that layer.
@@ -52,14 +53,17 @@ def oneshot_prune(
     that no input reaches (their weight is used outside their forward) or that are called twice in a forward, nan
     inputs.
     """
+    pattern = Pattern(n, m, unit)
     modules = _check(model, layers, m, criterion)
     if criterion == "magnitude":
-        return {name: _apply(module, nm_mask(module.weight.detach().abs(), n, m)) for name, module in modules.items()}
+        return {
+            name: _apply(module, nm_mask(module.weight.detach().abs(), *pattern)) for name, module in modules.items()
+        }
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
-            pruner = _Pruner(model, _reader(batches), n, m, criterion, damping, progress or (lambda _: None))
+            pruner = _Pruner(model, _reader(batches), pattern, criterion, damping, progress or (lambda _: None))
             masks = pruner.run(layers)
     finally:
         for module in training:
@@ -101,92 +105,42 @@ def _apply(module: nn.Linear | nn.Conv2d, mask: Tensor) -> Tensor:
 
 @dataclass
 class _Pruner:
-    """The dense copy, the model being pruned, and the inputs (dense, pruned) of the block they have reached."""
+    """Prunes the layers of a walk one by one."""
 
     model: nn.Module
     read: Callable[[], Iterator[Tensor]]
-    n: int
-    m: int
+    pattern: Pattern
     criterion: Criterion
     damping: float
     progress: Callable[[str], None]
 
     def run(self, layers: list[str]) -> dict[str, Tensor]:
-        first = next(self.read(), None)
-        if first is None:
-            raise ValueError("no calibration batches")
-        plan = probe(self.model, layers, first)
-        self.dense = copy.deepcopy(self.model)
-        self.residual = plan.residual
-        self.cache: list[tuple[Tensor, Tensor]] = []
+        walk = Walk(copy.deepcopy(self.model), self.model, layers, self.read)
         masks: dict[str, Tensor] = {}
-        previous: Block | None = None
-        for block in plan.blocks:
-            self._enter(block, previous)
-            for name in block.layers:
-                masks[name] = self._prune(name, block)
-                self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.n}:{self.m}, {self.note}")
-            previous = block
+        for name, block in walk.layers():
+            masks[name] = self._prune(name, walk.moments(name, block, with_skip=self.criterion == "sparsegpt"))
+            self.progress(f"{len(masks)}/{len(layers)} {name}: {self.criterion} {self.pattern}, {self.note}")
         return masks
 
-    def _pair(self, name: str) -> tuple[nn.Module, nn.Module]:
-        return self.dense.get_submodule(name), self.model.get_submodule(name)
-
-    def _enter(self, block: Block, previous: Block | None) -> None:
-        """Bring the cache to the inputs of `block`, from those of `previous` if nothing lies between them."""
-        if block.follows and previous is not None:
-            pair = self._pair(previous.name)
-            for i, inputs in enumerate(self.cache):
-                self.cache[i] = pair[0](inputs[0]), pair[1](inputs[1])
-            return
-        self.cache = []
-        if block.name:
-            dense, pruned = self._pair(block.name)
-            for batch in self.read():
-                inputs = see(self.dense, batch, dense, False).inputs, see(self.model, batch, pruned, False).inputs
-                self.cache.append(inputs)
-
-    def _see(self, name: str, block: Block) -> Iterator[tuple[Seen, Seen]]:
-        """For each batch what the dense layer sees and what the layer of the pruned model sees."""
-        dense_layer, layer = self._pair(name)
-        dense, pruned = self._pair(block.name)
-        pairs = self.cache if block.name else ((batch, batch) for batch in self.read())
-        for wanted, given in pairs:
-            with_skip = self.criterion == "sparsegpt" and name in self.residual
-            yield see(dense, wanted, dense_layer, with_skip), see(pruned, given, layer, with_skip)
-
-    def _moments(self, name: str, block: Block) -> Moments:
-        dense_layer, layer = self._pair(name)
-        weight = cast(Tensor, layer.weight)
-        moments = Moments(weight[0].numel(), len(weight), weight.device)
-        for wanted, given in self._see(name, block):
-            y = output_rows(layer, cast(Tensor, dense_layer(wanted.inputs)))
-            if wanted.skip is not None and given.skip is not None:
-                y = y + output_rows(layer, wanted.skip - given.skip)
-            moments.add(input_rows(layer, given.inputs), y)
-        return moments
-
-    def _prune(self, name: str, block: Block) -> Tensor:
+    def _prune(self, name: str, moments: Moments) -> Tensor:
         layer = cast(nn.Linear | nn.Conv2d, self.model.get_submodule(name))
-        moments = self._moments(name, block)
-        if not bool(moments.xx.isfinite().all() and moments.yx.isfinite().all()):
-            raise ValueError(f"layer {name!r}: its calibration inputs contain nan or inf")
         shape, flat = layer.weight.shape, gemm_rows(layer.weight.detach())
         if self.criterion == "wanda":
             score = wanda_score(flat, moments.xx.diagonal().sqrt())
-            mask = from_gemm_rows(nm_mask(score, self.n, self.m), shape)
+            mask = from_gemm_rows(nm_mask(score, *self.pattern), shape)
             self.note = f"{int(mask.sum())} weights kept"
             return _apply(layer, mask)
         hessian = moments.hessian(centred=layer.bias is not None)
+        n, m, unit = self.pattern
         target = moments.target(flat, layer.bias, self.damping)
-        new, flat_mask = sparsegpt(target, hessian, self.n, self.m, self.damping)
+        new, flat_mask = sparsegpt(target, hessian, n, m, self.damping, unit=unit)
         self.note = f"relative output error {self._relative_error(target, new, hessian):.4f}"
         mask = from_gemm_rows(flat_mask, shape)
         layer.weight.data.copy_(from_gemm_rows(new, shape))
         if layer.bias is not None:
             layer.bias.data.copy_(moments.bias(gemm_rows(layer.weight.detach())))
-        if nm_violations(layer.weight.detach(), self.n, self.m):
-            raise AssertionError(f"layer {name!r} came out of pruning without its {self.n}:{self.m} pattern")
+        if nm_violations(layer.weight.detach(), *self.pattern):
+            raise AssertionError(f"layer {name!r} came out of pruning without its {self.pattern} pattern")
         return mask
 
     @staticmethod

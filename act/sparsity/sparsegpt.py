@@ -44,15 +44,15 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
     return matrix + damping * scale * eye if scale > 0 else eye
 
 
-def _subsets(n: int, m: int, device: torch.device) -> Tensor | None:
+def _subsets(n: int, m: int, unit: int, device: torch.device) -> Tensor | None:
     """`[subsets, m - n]` indices dropped, in the order that keeps lower indices first; None if there are too many."""
-    kept = list(combinations(range(m), n))
+    kept = list(combinations(range(m // unit), n // unit))
     if len(kept) > _MAX_SUBSETS or n == m:
         return None
-    return torch.tensor([[i for i in range(m) if i not in keep] for keep in kept], device=device)
+    return torch.tensor([[i for i in range(m) if i // unit not in keep] for keep in kept], device=device)
 
 
-def _group_mask(group: Tensor, factor: Tensor, n: int, subsets: Tensor | None) -> Tensor:
+def _group_mask(group: Tensor, factor: Tensor, n: int, unit: int, subsets: Tensor | None) -> Tensor:
     """Mask of one group `[out, m]` by the error its removal causes after the later columns made up for it.
 
     `factor` `[m, m]` is the diagonal block of the upper Cholesky factor of the inverse Hessian. Removing the set S
@@ -61,7 +61,7 @@ def _group_mask(group: Tensor, factor: Tensor, n: int, subsets: Tensor | None) -
     """
     m = group.shape[1]
     if subsets is None:
-        return nm_mask((group / factor.diagonal()).square(), n, m)
+        return nm_mask((group / factor.diagonal()).square(), n, m, unit)
     inverse = factor.T @ factor
     precision = torch.linalg.inv(inverse[subsets[:, :, None], subsets[:, None, :]])
     removed = group[:, subsets]
@@ -89,11 +89,11 @@ def refit(target: Tensor, hessian: Tensor, mask: Tensor) -> Tensor:
     return result
 
 
-def _sweep_mask(weight: Tensor, hessian: Tensor, n: int, m: int) -> Tensor:
+def _sweep_mask(weight: Tensor, hessian: Tensor, n: int, m: int, unit: int) -> Tensor:
     """The mask of SparseGPT's left-to-right sweep, which overwrites the float64 `weight`; the Hessian is damped."""
     rows, k = weight.shape
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    subsets = _subsets(n, m, weight.device)
+    subsets = _subsets(n, m, unit, weight.device)
     mask = torch.ones(rows, k, dtype=torch.bool, device=weight.device)
     width = m * max(1, _BLOCK // m)
     for start in range(0, k, width):
@@ -103,7 +103,8 @@ def _sweep_mask(weight: Tensor, hessian: Tensor, n: int, m: int) -> Tensor:
         for i in range(stop - start):
             if i % m == 0:
                 group = slice(i, i + m)
-                mask[:, start + i : start + i + m] = _group_mask(block[:, group], upper[group, group], n, subsets)
+                chosen = _group_mask(block[:, group], upper[group, group], n, unit, subsets)
+                mask[:, start + i : start + i + m] = chosen
             error = block[:, i] * ~mask[:, start + i] / upper[i, i]
             block[:, i:] -= torch.outer(error, upper[i, i:])
             errors[:, i] = error
@@ -111,8 +112,11 @@ def _sweep_mask(weight: Tensor, hessian: Tensor, n: int, m: int) -> Tensor:
     return mask
 
 
-def sparsegpt(weight: Tensor, hessian: Tensor, n: int, m: int, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
-    """Prune `weight` `[out, K]` to N:M along K for inputs of second moment `hessian` `[K, K]`.
+def sparsegpt(
+    weight: Tensor, hessian: Tensor, n: int, m: int, damping: float = DAMPING, *, unit: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Prune `weight` `[out, K]` to N:M along K, `unit` neighbours at a time, for inputs of second moment `hessian`
+    `[K, K]`.
 
     Masks are chosen group by group during the sweep of arXiv 2301.00774, jointly over each group; afterwards the kept
     weights are solved for exactly, since the sweep freezes a weight before it has seen what is removed to its right.
@@ -124,7 +128,7 @@ def sparsegpt(weight: Tensor, hessian: Tensor, n: int, m: int, damping: float = 
         raise ValueError(f"weight {tuple(weight.shape)} and Hessian {tuple(hessian.shape)} do not belong together")
     matrix = damped(hessian, damping)
     results = []
-    for mask in (_sweep_mask(weight.double().clone(), matrix, n, m), admm_mask(weight, matrix, n, m)):
+    for mask in (_sweep_mask(weight.double().clone(), matrix, n, m, unit), admm_mask(weight, matrix, n, m, unit)):
         new = refit(weight, matrix, mask)
         results.append((output_error(weight, new, matrix), new, mask))
     _, new, mask = min(results, key=lambda result: result[0])

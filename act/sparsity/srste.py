@@ -8,35 +8,33 @@ import torch
 from torch import Tensor
 
 
-class SRSTE(torch.autograd.Function):
-    """`SRSTE.apply(weight, mask, decay)`: masked weight forward, straight-through gradient backward.
+class StraightThrough(torch.autograd.Function):
+    """`StraightThrough.apply(weight, mask)`: `weight * mask` forward, the gradient of that product backward, whole.
 
-    Forward: `weight * mask`. Backward: `grad + decay * (~mask) * weight`, so that weights that are pruned now shrink
-    and the mask, recomputed every step, flips less often. `mask` is boolean of the weight's shape, `decay` a float (the
-    paper uses 2e-4 with SGD; an adaptive optimiser rescales it). With `decay` 0 it is the plain straight-through
-    estimator.
+    `mask` is boolean of the weight's shape. Pruned weights keep learning and can come back when the mask is chosen
+    anew.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
         if mask.dtype != torch.bool or mask.shape != weight.shape:
             raise ValueError(
                 f"mask must be boolean of shape {tuple(weight.shape)}, got {mask.dtype} of shape {tuple(mask.shape)}"
             )
-        ctx.save_for_backward(weight, mask)
-        ctx.decay = decay
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        weight, mask = ctx.saved_tensors
-        if ctx.decay:
-            grad = grad + ctx.decay * weight.masked_fill(mask, 0).to(grad.dtype)
-        return grad, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
-def srste(weight: Tensor, mask: Tensor, decay: float) -> Tensor:
-    """`SRSTE.apply` with types: the masked weight, same shape as `weight`."""
-    masked: Tensor = SRSTE.apply(weight, mask, decay)
-    return masked
+@torch.no_grad()
+def decay_pruned(weight: Tensor, mask: Tensor, decay: float) -> None:
+    """Add `decay * (1 - mask) * weight` to the gradient of `weight`, in place: SR-STE's pull on pruned weights.
+
+    Once per optimiser step, whatever number of backward passes made the gradient. On the gradient and not on the
+    weight, with adaptive optimisers as well (arXiv 2404.01847): there the pull is divided by the gradient's usual size,
+    so that weights that hardly learn are pulled hard. No gradient, no step and no pull.
+    """
+    if weight.grad is not None:
+        weight.grad.add_(weight.masked_fill(mask, 0).to(weight.grad.dtype), alpha=decay)

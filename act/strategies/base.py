@@ -87,6 +87,10 @@ class Strategy(ABC):
         """Impossible values or combinations within the section, each `key: what is wrong; what is allowed`."""
         return []
 
+    def unsupported(self, model: nn.Module, ctx: Context) -> str | None:
+        """Why no part of this model can be compressed so, None if it can; `select` raises InputError with it."""
+        return None
+
     @abstractmethod
     def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
         """Which layers this strategy will touch and leave. Light: shapes and names only, no data."""
@@ -94,6 +98,9 @@ class Strategy(ABC):
     @abstractmethod
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         """Turn `model` in place into its compressed form (through `ctx.edit`), ready for recovery training."""
+
+    def before_step(self, model: nn.Module) -> None:
+        """Called when the gradients of an optimiser step are complete, before they are clipped."""
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> dict[str, float]:
         """Called after optimiser step `step` (1-based) of `steps`; returns values to log."""
@@ -105,6 +112,15 @@ class Strategy(ABC):
 
     def finalize(self, model: nn.Module, ctx: Context) -> None:
         """Settle the state after the stage (bake masks into weights, freeze ranges)."""
+
+    def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
+        """A config that compresses the original `model` less, and how, in words; None if there is none. Asked when the
+        stage lost more accuracy than the target allows."""
+        return None
+
+    def settled(self, model: nn.Module, plan: LayerPlan) -> LayerPlan:
+        """The `plan` of the model before as it came out in the prepared `model`, where measuring chose among layers."""
+        return plan
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         """Layers of the prepared model that were touched, but less than asked, and why."""

@@ -14,11 +14,14 @@ from act.distill.capture import AUTO, expand_nodes, last_block
 from act.distill.losses import FEATURE_LOSSES
 from act.distill.match import FeatureTerm
 from act.distill.objective import DistillObjective, LogitTerms
+from act.distill.weights import sparse_aware, why_equal
 from act.errors import InputError
 from act.recipe.schema import ModelConfig
-from act.strategies.base import LayerPlan, Objective, Phase, Strategy
+from act.strategies.base import LayerPlan, Phase, Strategy
+from act.tokens.blocks import merging_blocks
 
 HARD_LABELS = ("label", "teacher")
+EQUAL, SPARSE_AWARE = LAYER_WEIGHTS = ("equal", "sparse_aware")
 
 
 class Distillation(Strategy):
@@ -37,6 +40,8 @@ class Distillation(Strategy):
         # large that l2 sees little else; cosine compares directions, token by token.
         loss: str | list[str] = "cosine"
         alpha: float | list[float] = 20.0  # weight of an entry of node, shared by the modules it matches; or a list
+        # equal, or sparse_aware: each module's weight times the loss that the stage before left there, over the mean.
+        layer_weights: str = EQUAL
         soft_weight: float = 1.0  # of the KL divergence from the teacher's probabilities
         temperature: float = 1.0  # of both softmaxes; the term is scaled by its square
         hard_weight: float = 0.0  # of the cross-entropy with a class
@@ -51,6 +56,8 @@ class Distillation(Strategy):
         found = _term_problems(config) + _teacher_problems(config)
         if config.hard_label not in HARD_LABELS:
             found.append(f"hard_label: {config.hard_label!r} is unknown; allowed: {', '.join(HARD_LABELS)}")
+        if config.layer_weights not in LAYER_WEIGHTS:
+            found.append(f"layer_weights: {config.layer_weights!r} is unknown; allowed: {', '.join(LAYER_WEIGHTS)}")
         if config.temperature <= 0:
             found.append(f"temperature: {config.temperature} must be above 0")
         for key in ("soft_weight", "hard_weight"):
@@ -74,11 +81,18 @@ class Distillation(Strategy):
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         """Nothing: the model stays as it is."""
 
-    def objective(self, student: nn.Module, teachers: list[nn.Module], ctx: Context) -> Objective:
+    def objective(
+        self,
+        student: nn.Module,
+        teachers: list[nn.Module],
+        ctx: Context,
+        feature_loss: Mapping[str, float] | None = None,
+    ) -> DistillObjective:
         """The loss terms for `student`, hooked to it and to the teachers until `close`.
 
         Args:
             teachers: one per `teacher_sources()`, else the original model alone.
+            feature_loss: unweighted feature loss by module that the last stage to train on features left; None: none.
 
         Raises:
             InputError: a node, a teacher or a weight that does not fit, or labels that are missing.
@@ -92,15 +106,20 @@ class Distillation(Strategy):
         shares = list(config.teacher_weights) or [1.0] * len(teachers)
         if len(shares) != len(teachers):
             raise InputError(f"Distillation.teacher_weights: {len(shares)} for {len(teachers)} teachers; give one each")
-        return DistillObjective(
+        objective = DistillObjective(
             student,
-            teachers,
+            [_in_order(student, teacher, ctx) for teacher in teachers],
             shares,
             LogitTerms(config.soft_weight, config.temperature, config.hard_weight, config.hard_label),
             [self._terms(student, teacher) for teacher in teachers],
             ctx.input_size,
             ctx.recipe.seed,
         )
+        for line in objective.remarks():
+            ctx.log("distillation", f"  Distillation.node: auto: {line}")
+        if config.layer_weights == SPARSE_AWARE:
+            _weigh(objective, feature_loss, ctx)
+        return objective
 
     def _terms(self, student: nn.Module, teacher: nn.Module, check_teacher: bool = True) -> list[FeatureTerm]:
         """One term per module: `alpha` of an entry is shared equally by the modules that it matches."""
@@ -118,7 +137,9 @@ class Distillation(Strategy):
                     f"{len(own)} of the student; they are compared in order and must be as many"
                 )
             weight = float(alphas[index]) / len(own)
-            terms += [FeatureTerm(a, b, losses[index], weight) for a, b in zip(own, theirs, strict=True) if weight]
+            merged = entries[index] == AUTO and bool(merging_blocks(student))
+            pairs = zip(own, theirs, strict=True)
+            terms += [FeatureTerm(a, b, losses[index], weight, merged) for a, b in pairs if weight]
         return terms
 
     def _teacher_nodes(
@@ -134,6 +155,33 @@ class Distillation(Strategy):
             else [name for names in expand_nodes(teacher, own, where) for name in names]
             for entry, loss, own in zip(entries, losses, nodes, strict=True)
         ]
+
+
+def _weigh(objective: DistillObjective, feature_loss: Mapping[str, float] | None, ctx: Context) -> None:
+    """Give the layers their weights from the stage before, or say why they stay equal."""
+    reason = why_equal(feature_loss, objective.feature_weights())
+    if reason is None:
+        assert feature_loss is not None
+        objective.weigh(sparse_aware(feature_loss))
+        shown = ", ".join(f"{layer} {weight:.2f}" for layer, weight in objective.layer_weights.items())
+        message = f"  Distillation.layer_weights: sparse_aware: {shown}"
+    else:
+        message = f"  Distillation.layer_weights: sparse_aware: layers weigh the same here: {reason}"
+    ctx.log("distillation", message, layer_weights=objective.layer_weights)
+
+
+def _in_order(student: nn.Module, teacher: nn.Module, ctx: Context) -> nn.Module:
+    """The teacher in the student's order of channels."""
+    from act.sparsity.reorder import reordered_like
+
+    found = reordered_like(student, teacher, ctx.edits)
+    if found is None:
+        ctx.log(
+            "warning",
+            "Distillation: pruning reordered the student's channels and this teacher, built in another way, cannot "
+            "follow: losses that compare channels one by one (l2, cosine) compare others; prefer loss: relation",
+        )
+    return teacher if found is None else found
 
 
 def _nodes(model: nn.Module, entries: list[str], losses: list[str], where: str) -> list[list[str]]:
@@ -185,6 +233,11 @@ def _term_problems(config: Any) -> list[str]:
     for name in _per_entry(config.loss, count):
         if name not in FEATURE_LOSSES:
             problems.append(f"loss: {name!r} is unknown; allowed: {', '.join(FEATURE_LOSSES)}")
+    if config.layer_weights == SPARSE_AWARE and len(set(_per_entry(config.loss, count))) > 1:
+        problems.append(
+            "layer_weights: sparse_aware compares the losses of the modules with one another, and loss names several "
+            "kinds; write one loss for all, or layer_weights: equal"
+        )
     for weight in _per_entry(config.alpha, count):
         if not _is_number(weight) or weight < 0:
             problems.append(f"alpha: {weight!r}; allowed: a number from 0 up")

@@ -15,6 +15,8 @@ from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 if TYPE_CHECKING:
     from act.context import Context
 
+MILDER_SHARE = 0.1  # of the layers, left out when too much accuracy was lost
+
 
 @dataclass
 class QuantAwareConfig(QuantConfig):
@@ -62,6 +64,11 @@ class QuantAware(Strategy):
         for scale in self.range_parameters(model):
             scale.data.clamp_(min=1e-8)  # a step may overshoot; a scale must stay positive
         return {}
+
+    def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
+        from act.sensitivity.worst import excluding_worst
+
+        return excluding_worst(self.config, model, ctx, "quantization", MILDER_SHARE)
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         return partly_quantized(model, self.config, ctx)

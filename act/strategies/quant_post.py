@@ -14,6 +14,8 @@ from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 if TYPE_CHECKING:
     from act.context import Context
 
+MILDER_SHARE = 0.1  # of the layers, left out when too much accuracy was lost
+
 
 @dataclass
 class QuantPostConfig(QuantConfig):
@@ -38,6 +40,11 @@ class QuantPost(Strategy):
 
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         prepare_quantized(model, self.config, ctx, "fixed")
+
+    def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
+        from act.sensitivity.worst import excluding_worst
+
+        return excluding_worst(self.config, model, ctx, "quantization", MILDER_SHARE)
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         return partly_quantized(model, self.config, ctx)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -18,19 +18,27 @@ _SHOWN = 3  # terms of one kind that a line has room for
 class Meter:
     """Running means of the loss terms over the last `WINDOW` steps, images per second and the time left."""
 
-    def __init__(self, steps: int, step: int = 0, seconds: float = 0.0, images: int = 0) -> None:
+    def __init__(
+        self,
+        steps: int,
+        step: int = 0,
+        seconds: float = 0.0,
+        images: int = 0,
+        recent: Iterable[Mapping[str, float]] = (),
+    ) -> None:
+        """`recent`: the terms of the last steps before `step`."""
         self.steps, self.step = steps, step
         self._started_at = time.monotonic()
         self._seconds_before, self._first_step = seconds, step
         self.images, self._images_here = images, 0
-        self._recent: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self.recent: deque[Mapping[str, float]] = deque(recent, maxlen=WINDOW)
 
     def add(self, step: int, terms: Mapping[str, float], images: int) -> None:
         """Count optimiser step `step` with its loss terms and its number of images over all processes."""
         self.step = step
         self.images += images
         self._images_here += images
-        self._recent.append(terms)
+        self.recent.append(terms)
 
     @property
     def seconds(self) -> float:
@@ -50,21 +58,26 @@ class Meter:
 
     def losses(self) -> dict[str, float]:
         """Mean of each term over the last steps."""
-        names = dict.fromkeys(name for terms in self._recent for name in terms)
-        means = {}
-        for name in names:
-            values = [terms[name] for terms in self._recent if name in terms]
-            means[name] = sum(values) / len(values)
-        return means
+        return mean_terms(list(self.recent))
+
+
+def mean_terms(recent: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each loss term over the steps that have it."""
+    means = {}
+    for name in dict.fromkeys(name for terms in recent for name in terms):
+        values = [terms[name] for terms in recent if name in terms]
+        means[name] = sum(values) / len(values)
+    return means
 
 
 def describe(
     title: str, meter: Meter, losses: Mapping[str, float], learning_rate: float, values: Mapping[str, float]
 ) -> str:
-    """One line on the state of a training; `values` are what the strategy reported."""
+    """One line on the state of a training; `values` are what the strategy reported, without those of single layers
+    (`name.layer`), which are for the events."""
     parts = ", ".join(f"{name} {value:.4g}" for name, value in by_kind(losses).items())
     line = f"{title} {meter.step}/{meter.steps}  loss {sum(losses.values()):.4g} ({parts})"
-    line += "".join(f"  {name} {value:.4g}" for name, value in values.items())
+    line += "".join(f"  {name} {value:.4g}" for name, value in values.items() if "." not in name)
     return f"{line}  lr {learning_rate:.3g}  {meter.images_per_second:.1f} images/s  eta {clock(meter.eta_seconds)}"
 
 

@@ -23,7 +23,7 @@ from act.train.check import train_problems
 from act.train.guard import check_finite
 from act.train.launch import close_trackers, from_main, make_accelerator, mean_over_processes
 from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
-from act.train.progress import Bar, Meter, describe
+from act.train.progress import Bar, Meter, describe, mean_terms
 from act.train.rng import seed_everything
 from act.train.state import TrainState, best_path, load_module, load_state, save_state, save_tensors
 from act.train.step import LossTerms
@@ -170,12 +170,14 @@ def _run(training: _Training) -> None:
     assert ctx.data is not None
     consumed = state.step * cfg.accumulation
     stream = batch_stream(ctx.data, _batch_size(cfg, ctx), training.accelerator, ctx.recipe.seed, consumed)
-    meter = Meter(training.steps, state.step, state.seconds, state.images)
+    meter = Meter(training.steps, state.step, state.seconds, state.images, state.recent)
     training.model.train()
     with Bar(training.title, training.steps, state.step, training.accelerator.is_main_process) as bar:
         while state.step < training.steps:
             rate = set_learning_rate(state.optimizer, schedule_factor(state.step + 1, training.steps, cfg))
             terms, images = _backward(training, stream)
+            if training.strategy is not None:
+                training.strategy.before_step(training.model)
             norm = clip_gradients(state.optimizer, cfg.clip_grad)
             check_finite(state.step + 1, terms, norm, cfg, training.last_good)
             state.optimizer.step()
@@ -275,7 +277,7 @@ def _better(value: float, than: float, mode: str) -> bool:
 def _save(training: _Training, meter: Meter) -> None:
     state = training.state
     state.seconds, state.images = meter.seconds, meter.images
-    state.losses = mean_over_processes(meter.losses(), training.accelerator)
+    state.recent = [mean_over_processes(dict(terms), training.accelerator) for terms in meter.recent]
     if training.accelerator.is_main_process:
         training.last_good = save_state(state, training.folder)
 
@@ -298,7 +300,7 @@ def _result(training: _Training) -> TrainResult:
     state = training.state
     assert state.stopped_by is not None
     rate = state.images / max(state.seconds, 1e-9)
-    return TrainResult(state.step, state.seconds, rate, dict(state.losses), state.best_metric, state.stopped_by)
+    return TrainResult(state.step, state.seconds, rate, mean_terms(state.recent), state.best_metric, state.stopped_by)
 
 
 def _batch_size(cfg: TrainConfig, ctx: Context) -> int:

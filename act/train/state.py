@@ -34,13 +34,13 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     images: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
+    recent: list[dict[str, float]] = field(default_factory=list)  # loss terms of the last steps, over all processes
     best_metric: float | None = None
     best_step: int | None = None  # whose weights lie in best-XXXXXXXX.safetensors
     stopped_by: str | None = None  # None while the training goes on
 
 
-_SCALARS = ("step", "seconds", "images", "losses", "best_metric", "best_step", "stopped_by")
+_SCALARS = ("step", "seconds", "images", "recent", "best_metric", "best_step", "stopped_by")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from act.export.contrib import FORM, to_contrib
-from act.run.choice import FORMS
+from act.run.choice import ATTENTIONS
 from act.verify.rules import Broken
 
 CONTRIB_FILE = "model.onnxruntime.onnx"
@@ -17,8 +17,8 @@ def contrib_file(main: Path, path: Path) -> str:
     """Rewrites `main` anew and compares every node and tensor with those of `path`; Broken where they differ."""
     wanted, found = onnx.load(str(main)), onnx.load(str(path))
     form = next((prop.value for prop in found.metadata_props if prop.key == FORM), "none")
-    if form not in FORMS:
-        raise Broken(f"{path.name}: does not say how its attention runs ({form}); allowed: {', '.join(FORMS)}")
+    if form not in ATTENTIONS:
+        raise Broken(f"{path.name}: does not say how its attention runs ({form}); allowed: {', '.join(ATTENTIONS)}")
     made = to_contrib(wanted, form)
     wanted.metadata_props.add(key=FORM, value=form)
     tensors = {tensor.name: tensor for tensor in wanted.graph.initializer}

@@ -12,12 +12,14 @@ from torch import nn
 from act.errors import InputError
 from act.rebuild import load_model_folder, read_arch, read_tensors
 from act.run.atomic import sha256_file
+from act.storage.file import PACKED_FILE
 from act.strategies.base import Invariant
 from act.verify.contrib_file import CONTRIB_FILE, contrib_file
 from act.verify.manifest import check_manifest, write_manifest
 from act.verify.match import Expected, constants_match, inputs_match, sparse_weights, weights_match
 from act.verify.onnx_file import OnnxFile
 from act.verify.openvino_file import OPENVINO_FILE, openvino_file
+from act.verify.packed_file import packed_file
 from act.verify.parity import check_parity
 from act.verify.rules import Broken, checked, standard_onnx, symmetric
 from act.verify.tensorrt import TENSORRT_FILE
@@ -60,6 +62,10 @@ def verify_folder(folder: str | Path, model: nn.Module | None = None) -> list[In
         found.append(checked("OpenVINO file", lambda: openvino_file(artifact / ONNX_FILE, artifact / OPENVINO_FILE)))
     if (artifact / TENSORRT_FILE).is_file():
         found.append(checked("TensorRT file", lambda: tensorrt_file(onnx_file(), artifact / TENSORRT_FILE)))
+    if (artifact / PACKED_FILE).is_file():
+        found.append(
+            checked("packed file", lambda: packed_file(artifact / PACKED_FILE, onnx_file(), tensors(), arch()))
+        )
     if (run / "report.json").is_file():
         found.append(checked("report", lambda: _report(run)))
     return found

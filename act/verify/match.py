@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from act.export.onnx_graph import Array
-from act.quant.fake_quant import FakeQuantize
+from act.quant.fake_quant import weight_quantizer
 from act.sparsity.masks import nm_violations, parse_pattern
 from act.verify.onnx_file import OnnxFile, same_values
 from act.verify.rules import Broken
@@ -72,16 +72,14 @@ def weights_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expec
             stored = file.constant(f"{name}.weight_quantizer.scale")
             if not same_values(stored.T if scale.dim() == 2 else stored, scale.numpy()):
                 raise Broken(f"{name}: its weight scales in the ONNX file and in model.safetensors differ")
-            groups = scale.shape[1] if scale.dim() == 2 else 1
-            quantizer = FakeQuantize(expected.weight_bits[name], channels=len(scale), groups=groups)
-            quantizer.load_state_dict({"scale": scale})
+            quantizer = weight_quantizer(scale, expected.weight_bits[name])
             codes = quantizer.codes(weight)
-            _compare(name, file.constant(expected.codes(name)), codes)
+            compare_weight(name, file.constant(expected.codes(name)), codes)
             rounded = (quantizer.rows(codes) * scale.unsqueeze(-1)).reshape(codes.shape)
             _compare_shifted_bias(file, tensors, name, rounded)
             integer += 1
         elif mask is not None or file.stored_name(f"{name}.weight_float") is not None:
-            _compare(name, file.constant(f"{name}.weight_float"), weight)
+            compare_weight(name, file.constant(f"{name}.weight_float"), weight)
             _compare_shifted_bias(file, tensors, name, weight)
             exact += 1
     return f"{integer} integer weights, {exact} float weights"
@@ -108,8 +106,8 @@ def inputs_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expect
 
 def sparse_weights(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expected) -> str:
     """N:M holds along K for the masks and weights of model.safetensors and for the weights in the ONNX file."""
-    for name, pattern in expected.masks.items():
-        n, m = parse_pattern(pattern)
+    for name, text in expected.masks.items():
+        pattern = parse_pattern(text)
         mask = _tensor(tensors, f"{name}.weight_mask")
         key = expected.codes(name) if name in expected.weight_bits else f"{name}.weight_float"
         stored = torch.from_numpy(np.array(file.constant(key)))
@@ -117,20 +115,21 @@ def sparse_weights(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expe
         in_file = f"{str(stored.dtype).removeprefix('torch.')} weight in the ONNX file"
         masked = _tensor(tensors, f"{name}.weight") * mask
         for what, value in (("mask", mask), ("weight in model.safetensors", masked), (in_file, stored)):
-            broken = nm_violations(value, n, m)
+            broken = nm_violations(value, *pattern)
             if broken:
                 raise Broken(f"{name}: {broken} groups of its {what} break {pattern} along K")
     return f"{len(expected.masks)} layers"
 
 
-def _compare(name: str, stored: Array, wanted: Tensor) -> None:
+def compare_weight(name: str, stored: Array, wanted: Tensor, where: str = "model.safetensors") -> None:
+    """Broken unless the constant `stored` of an ONNX file is the weight `wanted` that the file `where` has."""
     # A linear weight is stored [in, out].
     array = wanted.numpy().T if wanted.dim() == 2 else wanted.numpy()
     if stored.shape != array.shape or stored.dtype != array.dtype:
         raise Broken(f"{name}: its weight is {stored.dtype} {stored.shape}, expected {array.dtype} {array.shape}")
     different = np.argwhere(stored != array)
     if len(different):
-        raise Broken(f"{name}: {len(different)} weights differ from model.safetensors, first {different[0].tolist()}")
+        raise Broken(f"{name}: {len(different)} weights differ from {where}, first {different[0].tolist()}")
 
 
 def _compare_shifted_bias(file: OnnxFile, tensors: Mapping[str, Tensor], name: str, weight: Tensor) -> None:

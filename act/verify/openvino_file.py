@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from act.backends import backends
-from act.export.openvino import FORM, convert
-from act.run.choice import FORMS
+from act.export.openvino import ATTENTION, PADDED, convert
+from act.run.choice import ATTENTIONS
 from act.verify.rules import Broken
 
 OPENVINO_FILE = "model.openvino.xml"
@@ -24,17 +25,26 @@ def openvino_file(main: Path, path: Path) -> str:
     import openvino
 
     found = openvino.Core().read_model(str(path))
-    form = str(found.get_rt_info(FORM).value) if found.has_rt_info(FORM) else "none"
-    if form not in FORMS:
-        raise Broken(f"{path.name}: does not say how its attention runs ({form}); allowed: {', '.join(FORMS)}")
-    theirs, ours = found.get_ordered_ops(), convert(main, form)[1].get_ordered_ops()
+    form = _said(path, found, ATTENTION, ATTENTIONS)
+    padded = _said(path, found, PADDED, ("true", "false")) == "true"
+    made, converted = convert(main, form, padded)
+    theirs, ours = found.get_ordered_ops(), converted.get_ordered_ops()
     if len(theirs) != len(ours):
         raise Broken(f"{path.name}: {len(theirs)} operators; {main.name} converts to {len(ours)}")
     places = [{_name(node): place for place, node in enumerate(nodes)} for nodes in (theirs, ours)]
     for left, right in zip(theirs, ours, strict=True):
         if _described(left, places[0]) != _described(right, places[1]) or not _same_constant(left, right):
             raise Broken(f"{path.name}: {left.get_friendly_name()} is not what {main.name} converts to")
-    return f"{len(ours)} operators, attention in {form}"
+    appended = f", {made['zero tokens appended']} zero tokens appended" if padded else ""
+    return f"{len(ours)} operators, attention in {form}{appended}"
+
+
+def _said(path: Path, found: Any, key: list[str], allowed: Sequence[str]) -> str:
+    """What the file says of its form under `key`."""
+    value = str(found.get_rt_info(key).value) if found.has_rt_info(key) else "nothing"
+    if value not in allowed:
+        raise Broken(f"{path.name}: says {value} of its form under {'.'.join(key)}; allowed: {', '.join(allowed)}")
+    return value
 
 
 def _name(node: Any) -> str:

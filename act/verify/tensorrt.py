@@ -16,6 +16,7 @@ from act.sparsity.masks import parse_pattern
 from act.verify import tensorrt_products, tensorrt_qdq
 from act.verify.match import Expected
 from act.verify.onnx_file import OnnxFile
+from act.verify.tensorrt_products import sparse_kernels
 from act.verify.tensorrt_rules import ERROR, RULES, WARNING, Finding, Subject, label
 
 __all__ = [
@@ -61,10 +62,11 @@ def lint_file(path: str | Path, sparse: Iterable[str] = ()) -> list[Finding]:
 
 
 def sparse_products(path: str | Path) -> tuple[str, ...]:
-    """Names of the nodes whose weights the file, or an arch.json beside it, says are 2:4."""
+    """Names of the nodes whose weights the file, or an arch.json beside it, says are 2:4, or sparser."""
     file = OnnxFile(path)
     subject = _subject(file, _metadata_claims(file) | _folder_claims(file.path.parent), ())
-    return tuple(label(weight.product) for weight in subject.graph.weights() if weight.name in subject.sparse)
+    claimed = [weight for weight in subject.graph.weights() if weight.name in subject.sparse]
+    return tuple(label(weight.product) for weight in claimed if sparse_kernels(subject.sparse[weight.name]))
 
 
 def lint(file: OnnxFile, claims: Mapping[str, str] | None = None, globs: Iterable[str] = ()) -> list[Finding]:

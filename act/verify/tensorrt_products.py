@@ -6,11 +6,15 @@ limits of fused int8 attention (head size 16, 32 or 64, sequences up to 512), an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
+import torch
+from torch import Tensor
 
 from act.export.onnx_graph import Array, Attention, Graph, Weight
-from act.sparsity.masks import parse_pattern
+from act.sparsity.masks import nm_violations, parse_pattern
 from act.verify.tensorrt_rules import ERROR, WARNING, Findings, Subject, label, rule
 
 MULTIPLE = 16  # of K and N, in int8 values: 16 bytes, what an int8 tensor-core instruction reads at once
@@ -23,27 +27,45 @@ def broken_groups(array: Array, k: int) -> int:
     return int((np.count_nonzero(rows.reshape(*rows.shape[:-1], -1, 4), axis=-1) > 2).sum())
 
 
+def sparse_kernels(pattern: str) -> bool:
+    """Whether sparse tensor cores can run weights of this N:M pattern: at most 2 nonzeros of every 4."""
+    n, m, _ = parse_pattern(pattern)
+    return m <= 4 and n <= 2
+
+
 @rule("sparsity", ERROR)
 def sparsity(subject: Subject) -> Findings:
-    """Weights that are claimed to be 2:4 are, along K, after quantisation."""
+    """Weights that are claimed to be 2:4, or of another pattern, are, along K, after quantisation."""
     for claim in subject.lost:
         yield claim, "claimed to be sparse, but no product of the file has a weight of that name"
-    for weight in subject.graph.weights():
-        pattern = subject.sparse.get(weight.name)
-        if pattern is None:
-            continue
-        n, m = parse_pattern(pattern)
-        size = weight.array.shape[weight.k]
-        if m > 4 or n > 2:
-            yield label(weight.product), f"{weight.name}: claims {pattern}; sparse tensor cores run 2:4; prune so"
-        elif size % 4:
-            yield label(weight.product), f"{weight.name}: claims {pattern} with K = {size}; allowed: multiples of 4"
-        elif broken := broken_groups(weight.array, weight.k):
+    for weight, pattern in _claimed(subject):
+        array, m = weight.array, parse_pattern(pattern).m
+        size = array.shape[weight.k]
+        if size % m:
+            yield label(weight.product), f"{weight.name}: claims {pattern} with K = {size}; allowed: multiples of {m}"
+        elif broken := nm_violations(_rows(array, weight.k), *parse_pattern(pattern)):
             yield (
                 label(weight.product),
-                f"{weight.name}: {broken} groups of 4 along K (axis {weight.k} of {list(weight.array.shape)}) have "
-                "more than 2 nonzeros; 2:4 allows 2; apply the mask to the quantised weight",
+                f"{weight.name}: {broken} groups of {m} along K (axis {weight.k} of {list(array.shape)}) have more "
+                f"nonzeros than {pattern} allows; apply the mask to the quantised weight",
             )
+
+
+@rule("sparse-kernels", WARNING)
+def other_patterns(subject: Subject) -> Findings:
+    """Sparse weights are of a pattern that sparse kernels run."""
+    for weight, pattern in _claimed(subject):
+        if not sparse_kernels(pattern):
+            yield label(weight.product), f"{weight.name}: {pattern} runs densely; sparse tensor cores run 2:4"
+
+
+def _claimed(subject: Subject) -> Iterator[tuple[Weight, str]]:
+    return ((item, subject.sparse[item.name]) for item in subject.graph.weights() if item.name in subject.sparse)
+
+
+def _rows(array: Array, k: int) -> Tensor:
+    """[rows, K] of a weight whose reduction axis is `k`."""
+    return torch.from_numpy(np.moveaxis(array, k, -1).reshape(-1, array.shape[k]).copy())
 
 
 @rule("alignment", WARNING)

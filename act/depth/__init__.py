@@ -1,0 +1,1 @@
+"""Removing whole blocks: which can go, which matter least, and what stands in their place."""

@@ -1,0 +1,1 @@
+"""What each compression of each layer costs on its own, measured on calibration images."""

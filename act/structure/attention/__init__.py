@@ -1,0 +1,1 @@
+"""One file per family of attention modules; see `base.py`."""
