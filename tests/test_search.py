@@ -178,7 +178,7 @@ def test_two_processes_share_a_search_and_a_killed_one_is_replaced(files: tuple[
     command = [sys.executable, "-m", "act", *search(files, folder, *quick)]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_for(folder / "trials" / "0000" / "stages", killed)
+        wait_for(folder / "trials" / "0000" / "settings.json", killed)
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()

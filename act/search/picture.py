@@ -46,7 +46,7 @@ def draw(
     done = [trial for trial in trials if trial.done and {cost, accuracy} <= set(trial.figures)]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-        axes = figure.add_subplot()
+        axes: Any = figure.add_subplot()
         _points(axes, done, cost, accuracy)
         if len(objectives) == 2 and len(front) > 1:
             steps = "steps-pre" if cost == "speedup" else "steps-post"

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +64,12 @@ class Space:
         return {item.key: item.value(parameters[item.key]) for item in self.dimensions if item.key in parameters}
 
     def recipe(self, point: Mapping[str, Any]) -> Recipe:
-        """The base recipe with the values of `point`; InputError with every reason why that is none."""
+        """The base recipe with the values of `point`; InputError with every reason why that is none.
+
+        It has one attempt: a milder recipe would be another point of the space, which is the search's to choose.
+        """
         recipe = changed(self.base, point, "this combination")
-        # A milder recipe would be another point of the space, which is the search's to choose.
-        return replace(recipe, target=replace(recipe.target, attempts=1))
+        return dataclasses.replace(recipe, target=dataclasses.replace(recipe.target, attempts=1))
 
     def start(self) -> dict[str, Any]:
         """Optuna's parameters of the base recipe itself, as far as they lie in the space."""
