@@ -6,8 +6,9 @@
 A way is `criterion/allocation` of TransformerPrune, with `/plain` behind it for weights that are not refitted. Moments,
 saliencies and losses of a way are measured once and used for every ratio. Agreement is with the original's
 predictions, on validation images; nothing is chosen by them. With `--of latency` the ratios are shares of the time of
-the int8 model in target.backend at target.batch, measured here before (the table that pruning uses) and after. Prints
-a table row for each way and ratio.
+the int8 model in target.backend at target.batch. A way is then asked for more or less until the time measured after
+pruning falls by the ratio, to one percent of the original's, so that ways are compared at equal latency; with `/macs`
+behind it a way counts MACs and not the measured table. Prints a table row for each way and ratio.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from act.structure.statistics import gather
 from act.structure.units import Found, find_units
 
 WAYS = "obs/measured,obs/uniform,taylor/global,activation/global,magnitude/global,magnitude/uniform/plain"
+TRIES = 7  # shares asked for until the time removed is the one wanted
 
 
 class Bench:
@@ -67,9 +69,9 @@ class Bench:
         self.predictions = self.predict(self.model)
         self.of = of
 
-    def cost(self, found: Found, space: Space) -> tuple[Cost, float]:
+    def cost(self, found: Found, space: Space, of: str) -> tuple[Cost, float]:
         """The cost of a group at a size, and that of the whole model."""
-        if self.of == "latency":
+        if of == "latency":
             table = latency_table(self.model, found, space, self.ctx)
             return table.cost, table.total
         rates, total = mac_rates(self.model, found, self.ctx.input_size)
@@ -98,13 +100,13 @@ class Way:
     """One way to choose: its statistics and losses, measured once."""
 
     def __init__(self, bench: Bench, name: str) -> None:
-        self.bench, (self.criterion, self.allocation, *plain) = bench, name.split("/")
-        self.refit = not plain
+        self.bench, (self.criterion, self.allocation, *more) = bench, name.split("/")
+        self.refit = "plain" not in more
         self.found, self.space = find_units(bench.model), Space()
         gradients = self.criterion in NEEDS_GRADIENTS
         stats = gather(bench.model, self.found.groups, bench.images, gradients)
         self.reducer = Reducer(bench.model, self.found, stats, self.criterion, self.refit)
-        self.cost, self.total = bench.cost(self.found, self.space)
+        self.cost, self.total = bench.cost(self.found, self.space, "macs" if "macs" in more else bench.of)
         self.losses: Any = None
         if self.allocation == "measured":
             few = torch.cat(list(CalibrationImages(bench.ctx, TransformerPruneConfig().loss_images)))
@@ -112,6 +114,22 @@ class Way:
             self.losses = measured_losses(self.space, self.reducer, loss, lambda _: None)
         elif self.allocation == "global":
             self.losses = scored_losses(self.space, self.reducer)
+
+    def matched(self, ratio: float) -> tuple[nn.Module, float]:
+        """The model that really costs `ratio` less, as near as `TRIES` shares come, and percent removed."""
+        low, high, ask = 0.0, 0.95, ratio
+        best: tuple[nn.Module, float] | None = None
+        for _ in range(TRIES if self.bench.of == "latency" else 1):
+            model = self.pruned(ask)
+            removed = self.bench.removed(model)
+            if best is None or abs(removed - 100 * ratio) < abs(best[1] - 100 * ratio):
+                best = model, removed
+            if abs(removed - 100 * ratio) <= 1.0:
+                break
+            low, high = (ask, high) if removed < 100 * ratio else (low, ask)
+            ask = (low + high) / 2
+        assert best is not None
+        return best
 
     def pruned(self, ratio: float) -> nn.Module:
         groups = self.found.groups
@@ -149,12 +167,10 @@ def main() -> None:
         begin = time.monotonic()
         way = Way(bench, name)
         for ratio in map(float, args.ratios.split(",")):
-            model = way.pruned(ratio)
+            model, removed = way.matched(ratio)
             top1, agreement = bench.scores(model)
             seconds = time.monotonic() - begin
-            print(
-                f"| {name} | {bench.removed(model):.1f} % | {top1:.2f} | {agreement:.2f} | {seconds:.0f} |", flush=True
-            )
+            print(f"| {name} | {removed:.1f} % | {top1:.2f} | {agreement:.2f} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

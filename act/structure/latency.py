@@ -30,7 +30,7 @@ from act.run.atomic import write_json
 from act.run.environment import describe
 from act.run.timing import time_in_turns
 from act.structure.cost import full_size
-from act.structure.planner import Space, part_size
+from act.structure.planner import DIMS, Space, part_size
 from act.structure.reducer import Size
 from act.structure.shrink import shrink_edit
 from act.structure.units import Found, Group
@@ -52,14 +52,17 @@ class LatencyTable:
 
     def cost(self, name: str, size: Size) -> float:
         """Milliseconds less what no size changes: negative, the saving against the full size. What the parts of an
-        attention save is added, dimensions in proportion to the heads that are left."""
+        attention save is added, dimensions in proportion to the heads that are left; that q, k and v have as many
+        dimensions each is measured apart, since some runtimes fuse only such an attention."""
         group, curves = self._groups[name], self._curves[name]
         full = full_size(group)
         if len(size) == 1:
             return self._saved(curves, "mlp", size[0])
-        heads = size[0] / full[0]
-        dims = self._saved(curves, "qk", size[1]) + self._saved(curves, "v", size[2])
-        return self._saved(curves, "heads", size[0]) + heads * dims
+        if size[1] == size[2] and DIMS in curves:
+            dims = self._saved(curves, DIMS, size[1])
+        else:
+            dims = self._saved(curves, "qk", size[1]) + self._saved(curves, "v", size[2])
+        return self._saved(curves, "heads", size[0]) + size[0] / full[0] * dims
 
     @staticmethod
     def _saved(curves: Mapping[str, Curve], unit: str, size: int) -> float:
@@ -76,7 +79,7 @@ def latency_table(model: nn.Module, found: Found, space: Space, ctx: Context) ->
     wanted = {
         (kind, unit, size)
         for kind, groups in kinds.items()
-        for unit, sizes in space.sizes(groups[0]).items()
+        for unit, sizes in timed_sizes(space, groups[0]).items()
         for size in _few(sizes)
     }
     file = _cache(model, kinds, wanted, ctx)
@@ -90,12 +93,20 @@ def latency_table(model: nn.Module, found: Found, space: Space, ctx: Context) ->
     curves: dict[str, dict[str, Curve]] = {}
     for kind, groups in kinds.items():
         own: dict[str, Curve] = {}
-        for unit, sizes in space.sizes(groups[0]).items():
+        for unit, sizes in timed_sizes(space, groups[0]).items():
             # A smaller size that was timed as slower is noise, or an odd size that should not be taken: both cost.
             taken = {s: (times["full"] if s == sizes[0] else times[f"{kind} {unit} {s}"]) for s in _few(sizes)}
             own[unit] = {size: ms / len(groups) for size, ms in taken.items()}
         curves |= dict.fromkeys((group.name for group in groups), own)
     return LatencyTable(times["full"], curves, found.groups)
+
+
+def timed_sizes(space: Space, group: Group) -> dict[str, list[int]]:
+    """The sizes of each part of a group, and of its q, k and v together where they are alike."""
+    found = space.sizes(group)
+    if "qk" in found and found["qk"] == found.get("v"):
+        found[DIMS] = found["qk"]
+    return found
 
 
 def _few(sizes: Sequence[int]) -> list[int]:

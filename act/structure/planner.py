@@ -16,6 +16,7 @@ from act.structure.reducer import Reducer, Size
 from act.structure.units import AttentionUnits, Group, MlpUnits
 
 UNITS = ("heads", "qk", "v", "mlp")
+DIMS = "dims"  # those of q, k and v together, of one size
 ALLOCATIONS = ("measured", "global", "uniform")
 Cost = Callable[[str, Size], float]  # of a group at a size
 Curve = Mapping[int, float]  # loss by size
@@ -45,7 +46,8 @@ def part_size(group: Group, unit: str, size: int) -> Size:
     """The size of a group with one part of it changed."""
     if isinstance(group, MlpUnits):
         return (size,)
-    full = {"heads": group.heads, "qk": group.qk_dim, "v": group.v_dim} | {unit: size}
+    changed = {"qk": size, "v": size} if unit == DIMS else {unit: size}
+    full = {"heads": group.heads, "qk": group.qk_dim, "v": group.v_dim} | changed
     return full["heads"], full["qk"], full["v"]
 
 
