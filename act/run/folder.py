@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,7 +58,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; InputError naming the process that already does."""
+        """Hold the folder for this process; InputError naming the process that already does.
+
+        When what follows fails before `claim`, the folder is left as it was found.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # The lock is on the open file, so it ends with the process however that ends; the file may stay.
@@ -76,7 +80,19 @@ class RunFolder:
             started = time.strftime("%Y-%m-%d %H:%M:%S")
             lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
             lock.flush()
-            yield
+            try:
+                yield
+            except BaseException:
+                if not (self.path / SETTINGS).exists():
+                    self._withdraw(made)
+                raise
+
+    def _withdraw(self, made: Sequence[Path]) -> None:
+        """Remove the lock, and the folders that were made for it, the innermost first."""
+        (self.path / LOCK).unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # another process has begun to use it
+                folder.rmdir()
 
     def _busy(self) -> str:
         try:
