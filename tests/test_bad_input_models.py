@@ -107,7 +107,7 @@ MODELS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "lazy parameters": (Lazy, ["model: has lazy parameters without a shape; call its forward once"]),
     "a class": (lambda: Small, ["model: the class Small; pass an nn.Module"]),
     "a number": (lambda: 5, ["model: int; pass an nn.Module, a timm model name"]),
-    "an unknown name": (lambda: "vit_tinny_patch16_224", ["did you mean vit_tiny_patch16_224?"]),
+    "an unknown name": (lambda: "vit_tinny_patch16_224", ["did you mean vit_tiny_patch16_224"]),
     "no name at all": (lambda: None, ["model.name: missing"]),
 }
 X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))

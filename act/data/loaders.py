@@ -91,7 +91,7 @@ class LoaderSplit:
         if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
             return len(dataset)
         # A plain list of batches; a loader's own len() counts batches, of which the last may be smaller.
-        return sum(len(to_batch(item)) for item in self.loader) if isinstance(self.loader, (list, tuple)) else None
+        return sum(len(self.same(item)) for item in self.loader) if isinstance(self.loader, (list, tuple)) else None
 
     def train_loader(self, batch_size: int) -> DataLoader[Batch] | Batches:
         return self._batches if isinstance(self._batches, DataLoader) else self._all()
