@@ -121,10 +121,10 @@ class Nothing(IterableDataset[Tensor]):
 
 # What is passed as train_dataloader, and parts of the line; the second half is found only while the run reads on
 LOADERS: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "no batches": (list, ["train_dataloader: it yields no image at all"]),
-    "no samples": (lambda: DataLoader(TensorDataset(X[:0])), ["train_dataloader: it yields no image at all"]),
-    "an empty stream": (lambda: DataLoader(Nothing()), ["train_dataloader: it yields no image at all"]),
-    "empty batches": (lambda: [X[:0], X[:0]], ["train_dataloader: it yields no image at all"]),
+    "no batches": (list, ["train_dataloader: it yields no batch at all"]),
+    "no samples": (lambda: DataLoader(TensorDataset(X[:0])), ["train_dataloader: it yields no batch at all"]),
+    "an empty stream": (lambda: DataLoader(Nothing()), ["train_dataloader: it yields no batch at all"]),
+    "empty batches": (lambda: [X[:0], X[:0]], ["train_dataloader: it yields no batch at all"]),
     "a generator": (lambda: (batch for batch in [X]), ["generator can be read only once"]),
     "a number": (lambda: 5, ["train_dataloader: int is no loader; pass a DataLoader"]),
     "a path": (lambda: "photos", ["train_dataloader: str is no loader"]),

@@ -146,7 +146,7 @@ class LoaderSplit:
                 batch = self.same(item)
                 if len(batch):
                     return batch
-        raise InputError(f"{self.name}: it yields no image at all; pass a loader that yields at least one batch")
+        raise InputError(f"{self.name}: it yields no batch at all; pass a loader with at least one image")
 
 
 def _with_to_batch(loader: DataLoader[Any], check: Same) -> DataLoader[Batch]:
