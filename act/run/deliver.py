@@ -92,7 +92,7 @@ def delivered_before(folder: RunFolder, key: str) -> bool:
         mark = json.loads((folder.path / DELIVERED).read_text(encoding="utf-8"))
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         same = all(sha256_file(folder.artifact / name) == entry["sha256"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     return bool(mark.get("key") == key and mark.get("manifest") == sha256_file(manifest) and same)
 

@@ -67,7 +67,7 @@ def read_report(folder: RunFolder) -> dict[str, Any] | None:
     """The folder's report, None when there is none that can be read."""
     try:
         found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 
