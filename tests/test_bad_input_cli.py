@@ -96,7 +96,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("nodes ok.yaml --pattern layers.*", ["--pattern: no module of", "* also matches dots"]),
     ("bench nowhere.onnx", ["nowhere.onnx: no such file or run folder"]),
     ("bench text.txt", ["text.txt: of unknown kind; allowed: .onnx, .xml"]),
-    ("bench folder", ["folder: no finished run: there is no report.json"]),
+    ("bench folder", ["folder: no finished run: it has no report.json that can be read"]),
     ("bench bad.onnx", ["bad.onnx: not a readable ONNX file"]),
     ("bench zero.onnx", ["zero.onnx: its graph has no input"]),
     ("bench bad.xml", ["bad.xml: OpenVINO cannot open it: not XML"]),
