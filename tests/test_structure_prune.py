@@ -21,6 +21,8 @@ from act.strategies.base import load_strategies
 from act.structure.axes import HEADS, HIDDEN, Q, V
 from act.structure.cost import full_size, mac_rates, param_rates
 from act.structure.curves import OutputLoss
+from act.structure.latency import LatencyTable, timed_sizes
+from act.structure.planner import DIMS, Space
 from act.structure.reducer import Reducer
 from act.structure.shrink import set_tensors, shrink_edit
 from act.structure.statistics import gather
@@ -159,6 +161,18 @@ def test_latency_is_measured_kept_and_spent(tmp_path: Path, monkeypatch: pytest.
     assert any(line.startswith("latency table of this machine read") for line in said)
     assert len(list(tmp_path.rglob("*.json"))) == 1
     assert all(group.hidden < 192 for group in find_units(model).groups if not isinstance(group, AttentionUnits))
+
+
+def test_times_of_q_k_and_v_together_are_used_where_all_have_one_size() -> None:
+    groups = find_units(build()).groups
+    attention = next(group for group in groups if isinstance(group, AttentionUnits))
+    curves = {"heads": {3: 9.0, 2: 7.0}, "qk": {16: 9.0, 8: 10.0}, "v": {16: 9.0, 8: 11.0}, DIMS: {16: 9.0, 8: 6.0}}
+    table = LatencyTable(9.0, {attention.name: curves}, groups)
+    assert table.cost(attention.name, (3, 8, 8)) == -3.0
+    assert table.cost(attention.name, (3, 8, 16)) == 1.0
+    assert table.cost(attention.name, (2, 8, 8)) == pytest.approx(-2.0 - 3.0 * 2 / 3)
+    assert timed_sizes(Space(align=4), attention)[DIMS] == [16, 12, 8, 4]
+    assert DIMS not in timed_sizes(Space(units=["heads", "v"]), attention)
 
 
 def test_without_a_ratio_the_target_says_how_much() -> None:
