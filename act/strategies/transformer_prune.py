@@ -41,7 +41,7 @@ class TransformerPruneConfig:
     damping: float = 0.1  # of refit, relative to the mean second moment of the inputs
     align: int = 8  # sizes are multiples of this
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of attention and MLP module names
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
 
 
 class TransformerPrune(Strategy):
