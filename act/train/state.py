@@ -93,18 +93,21 @@ def load_state(
     Raises:
         InputError: the folder holds the state of a training with other settings or of another model.
     """
-    for source in reversed(_checkpoints(folder)):
+    checkpoints = _checkpoints(folder)
+    for source in reversed(checkpoints):
         try:
             saved = read_sealed(source / _RECORD)
         except Damaged as damage:
-            warn(f"{damage}; going on from the checkpoint before it")
+            warn(f"{damage}; this checkpoint is passed over")
             continue
         if saved is None:
-            warn(f"{source} was not written to its end; going on from the checkpoint before it")
+            warn(f"{source}: was not written to its end; this checkpoint is passed over")
             continue
         _check_key(state.key, saved["key"], folder)
         _fill(state, saved, source, restore_random)
         return source
+    if checkpoints:
+        warn(f"{folder}: no checkpoint is whole; training starts from its beginning")
     return None
 
 
