@@ -31,7 +31,7 @@ from act.run.timing import time_in_turns, unsteady
 from act.verify.artifact import check_artifact, compare
 from act.verify.folder import verify_folder, write_manifest
 
-DELIVERED = "delivered.json"
+DELIVERED, REPORT = "delivered.json", "report.json"
 
 
 def deliver(
@@ -82,19 +82,25 @@ def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> l
 
 def mark_delivered(folder: RunFolder, key: str) -> None:
     """Remember that the artifact and the reports are complete for the inputs hashed in `key`."""
-    write_json(folder.path / DELIVERED, {"key": key, "manifest": sha256_file(folder.artifact / "manifest.json")})
+    write_json(folder.path / DELIVERED, {"key": key, **_delivered(folder)})
+
+
+def _delivered(folder: RunFolder) -> dict[str, str]:
+    """Hashes of the two files that stand for all others."""
+    files = {"manifest": folder.artifact / "manifest.json", "report": folder.path / REPORT}
+    return {name: sha256_file(path) for name, path in files.items()}
 
 
 def delivered_before(folder: RunFolder, key: str) -> bool:
-    """Whether the artifact of `key` is complete and its files are still what its manifest says."""
+    """Whether report and artifact of `key` are complete, and the files still what the manifest says."""
     manifest = folder.artifact / "manifest.json"
     try:
         mark = json.loads((folder.path / DELIVERED).read_text(encoding="utf-8"))
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         same = all(sha256_file(folder.artifact / name) == entry["sha256"] for name, entry in files.items())
+        return same and mark == {"key": key, **_delivered(folder)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return bool(mark.get("key") == key and mark.get("manifest") == sha256_file(manifest) and same)
 
 
 def metadata(ctx: Context, preprocess: Preprocess) -> dict[str, str]:

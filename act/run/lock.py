@@ -57,6 +57,7 @@ def held(folder: Path) -> Iterator[str | None]:
             yield None if last is None else f"taken over from {last}, which was killed"
         finally:
             file.truncate(0)
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _owner(folder: Path) -> str | None:
