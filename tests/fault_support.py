@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +67,18 @@ def command(recipe: Path, folder: Path, *words: str) -> list[str]:
 def start(recipe: Path, folder: Path, *words: str, **options: Any) -> subprocess.Popen[str]:
     """The run as a process of its own, with its messages in a pipe."""
     return subprocess.Popen(
-        command(recipe, folder, *words), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, **options
+        command(recipe, folder, *words),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_ctrl_c,
+        **options,
     )
+
+
+def _heed_ctrl_c() -> None:
+    """Tests that run in the background have SIGINT ignored, and so would their processes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(recipe: Path, folder: Path, *words: str, code: int = 0) -> str:

@@ -31,6 +31,20 @@ from act.run.result import RunResult
 from act.run.sealed import Damaged, read_sealed, write_sealed
 
 
+def test_a_damaged_preparation_is_said_and_repeated(tmp_path: Path, whole: RunResult) -> None:  # noqa: F811
+    train = Loader()
+    compression = job(tmp_path / "run", train)
+    train.given, train.fail_at = 0, 8
+    with pytest.raises(KeyboardInterrupt):
+        compression.compress()
+    [kept] = (tmp_path / "run" / "stages").glob("*/prepared/model.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    job(tmp_path / "run", Loader()).compress()
+    same_artifact(whole.folder, tmp_path / "run")
+    said = [event.get("message", "") for event in support.events(tmp_path / "run")]
+    assert f"{kept} was altered or cut short; prepared again" in said
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 200 KiB."""

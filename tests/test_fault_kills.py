@@ -123,7 +123,9 @@ def test_ctrl_c_saves_the_step_and_the_folder_is_held_until_then(
     # A terminal sends Ctrl-C to all processes of the command, so to the data loading workers as well.
     process = support.start(recipe, folder, "data.workers=2", start_new_session=True)
     wait_for_event(folder, "train_step", 2, process)
+    os.killpg(process.pid, signal.SIGSTOP)  # it shall not end its training in the meantime
     assert main(["run", str(recipe), "--dir", str(folder)]) == 2
+    os.killpg(process.pid, signal.SIGCONT)
     assert f"is in use by process {process.pid} on {socket.gethostname()} since 20" in capsys.readouterr().err
     os.killpg(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=600)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.errors import TrainingError
+from act.recipe.load import read_recipe, stage_train_config
 from act.recipe.schema import Recipe, TrainConfig
 from act.run.stop import StopAfterStep, Stopped, sigterm_raises
 from act.strategies.base import Objective
+from act.train.guard import training_fault
 from act.train.recover import recover
 from act.train.task import TaskLoss
 
@@ -127,6 +130,16 @@ def test_a_failing_machine_leaves_a_state_to_go_on_from(name: str, tmp_path: Pat
     same(whole, train(tmp_path))
 
 
+def test_the_settings_that_a_full_memory_is_answered_with_can_be_given() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    message = str(training_fault(error, 1, TrainConfig(batch_size=64, accumulation=3), None, "Prune"))
+    words = re.findall(r"TrainConfig\.\S+=\d+", message)
+    recipe = read_recipe("quickstart", words).recipe
+    changed, other = (stage_train_config(recipe, name) for name in ("Prune", "QuantAware"))
+    assert (changed.batch_size, changed.accumulation) == (32, 6) and changed.learning_rate == 1e-3
+    assert (other.batch_size, other.accumulation) == (None, 1)  # finished stages keep their settings
+
+
 def test_other_errors_of_a_step_are_not_explained_away(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         train(tmp_path, Failing(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), at=1))
@@ -168,6 +181,15 @@ def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_without(tmp_path: 
     same(whole, train(tmp_path))
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as in the foreground; tests that run in the background have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_obeyed_when_the_step_is_saved(
     number: signal.Signals, tmp_path: Path, whole: dict[str, Tensor], capfd: pytest.CaptureFixture[str]
@@ -184,6 +206,7 @@ def test_a_signal_is_obeyed_when_the_step_is_saved(
     same(whole, train(tmp_path, save_iter=100))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped), StopAfterStep() as stop:
