@@ -17,7 +17,7 @@ import fault_support as support
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_run_resume import Loader, job, same_artifact, short_timing, whole  # noqa: F401  # fixtures
+from test_run_resume import CONFIG, Loader, job, same_artifact, short_timing, whole  # noqa: F401  # fixtures
 
 from act.cli.main import main
 from act.errors import InputError, StorageError
@@ -222,6 +222,27 @@ def test_other_data_or_weights_are_refused_unless_forced(tmp_path: Path) -> None
     [note] = folder.claim(other, "text", first | {"model": "x"}, force=True)
     assert note.startswith("--force: ") and note.endswith("stages whose inputs are the same are kept")
     assert folder.claim(other, "text", first | {"model": "x"}) == []
+
+
+def test_damaged_settings_can_be_overruled(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(Recipe(), "text")
+    (tmp_path / "settings.json").write_text('{"mod')
+    with pytest.raises(InputError, match=r"settings\.json is damaged; .*--force to go on"):
+        folder.claim(Recipe(), "text")
+    assert len(folder.claim(Recipe(), "text", force=True)) == 1
+    assert folder.claim(Recipe(), "text") == []
+
+
+def test_files_of_a_format_that_is_no_longer_asked_for_go(tmp_path: Path, whole: RunResult) -> None:  # noqa: F811
+    both = {"formats": ["onnx", "onnxruntime", "packed"], "benchmark": False}
+    assert len(job(tmp_path / "run", Loader(), export=both).compress().report["artifacts"]) == 3
+    train = CONFIG["TrainConfig"] | {"train_iter": 1}
+    forced = job(tmp_path / "run", Loader(), TrainConfig=train, export={"benchmark": False})
+    forced.force = True
+    assert len(forced.compress().report["artifacts"]) == 1
+    names = [path.name for path in (tmp_path / "run" / "artifact").glob("model.*")]
+    assert sorted(names) == ["model.onnx", "model.safetensors"]
 
 
 def test_other_versions_are_said(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def deliver(
     ctx, folder = session.ctx, session.folder.artifact
     folder.mkdir(parents=True, exist_ok=True)
     check_promises(model, stages)
+    _drop_other_formats(session.folder, ctx)
     save_model(folder, model, session.source, ctx.edits)
     job = Job(model, folder / "model.onnx", ctx, metadata(ctx, preprocess))
     files: dict[str, Path] = {}
@@ -61,6 +62,14 @@ def deliver(
     if ctx.recipe.export.benchmark or needs_timing(ctx.recipe.target):
         _time(session, files, baseline, entries)
     return baseline, entries
+
+
+def _drop_other_formats(folder: RunFolder, ctx: Context) -> None:
+    """Take away files of formats that an earlier recipe of the folder asked for: they hold another model."""
+    for name in sorted(set(FORMATS) - {MAIN, *ctx.recipe.export.formats}):
+        for file in sorted(folder.artifact.glob(f"model.{name}.*")):
+            ctx.log("export", f"{file} removed: {name} is not in export.formats any more")
+            file.unlink()
 
 
 def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ class RunFolder:
                 names what differs. Or it has files and no run.
         """
         settings, inputs, environment = comparable(recipe), dict(inputs or {}), describe()
-        previous = self._previous()
+        previous = self._previous(force)
         strange = [item.name for item in self._items() if item.name != LOCK and not item.name.startswith(PARTIAL)]
         if previous is None and strange:
             raise InputError(
@@ -122,13 +122,15 @@ class RunFolder:
     def _items(self) -> list[Path]:
         return list(self.path.iterdir()) if self.path.is_dir() else []
 
-    def _previous(self) -> dict[str, Any] | None:
+    def _previous(self, force: bool) -> dict[str, Any] | None:
         file = self.path / SETTINGS
         if not file.is_file():
             return None
         found = _read(file)
-        if not found:
-            raise InputError(f"--dir: {file} is damaged; choose another folder")
+        if not found and not force:
+            raise InputError(
+                f"--dir: {file} is damaged; choose another folder, or give --force to go on with this recipe there"
+            )
         return found
 
 

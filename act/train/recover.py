@@ -209,6 +209,8 @@ def _run(training: _Training) -> None:
             if asked or state.step % cfg.save_iter == 0:
                 _save(training, meter)
             if asked:
+                # A process that ends makes the launcher end the others, one of which is still saving.
+                training.accelerator.wait_for_everyone()
                 raise Stopped(asked, f" in {training.title}, step {state.step} of {training.steps} is saved")
         _finish(training, meter, "target_metric" if reached else "steps")
 
