@@ -128,7 +128,7 @@ def test_state_of_any_optimiser_comes_back(tmp_path: Path, optimizer: str) -> No
     save_state(state, tmp_path)
     step(state, 3)
     again = make_state(optimizer, seed=1)
-    assert load_state(again, tmp_path) == tmp_path / "step-00000003"
+    assert load_state(again, tmp_path, print) == tmp_path / "step-00000003"
     step(again, 3)
     for name, value in state.parts["model"].state_dict().items():
         assert torch.equal(value, again.parts["model"].state_dict()[name]), name
@@ -140,15 +140,15 @@ def test_a_save_that_was_cut_short_leaves_the_old_state(tmp_path: Path, monkeypa
     save_state(state, tmp_path)
     step(state, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("act.train.state.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("act.train.state.write_sealed", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             save_state(state, tmp_path)
     again = make_state("adamw", seed=1)
-    load_state(again, tmp_path)
+    load_state(again, tmp_path, print)
     assert again.step == 1
     step(state, 1)
     save_state(state, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "step-00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     save_state(state, tmp_path)
     state.parts["model"] = nn.Linear(3, 3)
     with pytest.raises(InputError, match="does not fit the model"):
-        load_state(state, tmp_path)
+        load_state(state, tmp_path, print)
 
 
 def test_tied_weights_can_be_saved(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def command(args: argparse.Namespace) -> int:
             f"{args.dir}: its model came as a module; call run(recipe, folder, model) of act.run.runner with that "
             "module and the formats in recipe.export.formats"
         )
-    return run(recipe, args.dir, force=True).exit_code
+    return run(recipe, args.dir, may_change=("export", "target")).exit_code
 
 
 def _from_packed(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """The command `vitcompress`: parses the verb, runs it, and turns every failure into one kind of message.
 
 Exit codes: 0 done and goals met, 1 something went wrong (a run can be continued), 2 bad input, 3 goals missed or a
-verification that does not hold, 130 interrupted.
+verification that does not hold, 130 interrupted (Ctrl-C) and 143 terminated (SIGTERM), where a run can be continued.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
 from act import __version__
 from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
 from act.errors import ActError, InputError
+from act.run.stop import Stopped, sigterm_raises
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
 VERBS = {
@@ -90,18 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
     try:
-        return int(args.command(args))
+        with sigterm_raises():
+            return int(args.command(args))
     except InputError as error:
         return _failed(args.debug, error.exit_code, error.problems)
     except ActError as error:
         return _failed(args.debug, error.exit_code, str(error).splitlines())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         again = f"; continue with: {PROGRAM} {shlex.join(argv)}" if args.verb in ("run", "search") else ""
-        return _failed(args.debug, 130, [f"interrupted{again}"])
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        return _failed(args.debug, stopped.exit_code, [f"{stopped}{again}"])
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # whatever it is, a user gets one line; --debug has the rest
+        if "torch" in sys.modules:  # before that nothing ran that could have met a fault
+            from act.run.faults import explain
+
+            if (reason := explain(error)) is not None:
+                return _failed(args.debug, 1, [reason])
         text = " ".join(str(error).split())[:300]
         hint = "" if args.debug else "; this should not happen, run again with --debug for the traceback"
         return _failed(args.debug, 1, [f"{type(error).__name__}: {text}{hint}"])

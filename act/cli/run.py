@@ -12,7 +12,8 @@ DESCRIPTION = """\
 Runs the stages of a recipe, exports the model, opens and scores the exported file, and writes report.json and
 report.html. The same command again continues where an interrupted run stopped."""
 EPILOG = """\
-exit codes: 0 done, goals met; 1 went wrong, can be continued; 2 bad input; 3 goals missed (the best result is kept)
+exit codes: 0 done, goals met; 1 went wrong, can be continued; 2 bad input; 3 goals missed (the best result is kept);
+130 and 143 ended by Ctrl-C and SIGTERM, can be continued: a training step is finished and saved first
 
 examples:
   vitcompress run quickstart
@@ -26,7 +27,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     recipe_arguments(parser)
     parser.add_argument("--dir", type=Path, metavar="DIR", help="run folder (default: runs/NAME of the recipe)")
-    parser.add_argument("--force", action="store_true", help="take over a run folder that belongs to another recipe")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="use a run folder although its recipe, model or data were others: finished stages whose inputs are the "
+        "same are kept, the rest is removed and computed anew (without it: refused, naming what differs)",
+    )
 
 
 def command(args: argparse.Namespace) -> int:

@@ -187,11 +187,19 @@ class DataBundle:
         if problems:
             raise InputError(problems)
 
+    def fingerprints(self) -> dict[str, str]:
+        """The parts of `fingerprint`, by `data.train`, `data.val` and `data.calibration`, as far as they are given."""
+        roles = {"data.train": self._train, "data.val": self._val}
+        if self._calibration is not self._train:
+            roles["data.calibration"] = self._calibration
+        return {role: split.fingerprint() for role, split in roles.items() if split is not None}
+
     def fingerprint(self) -> str:
         """sha256 (hex) over the names, sizes and labels of all images; the same on every machine."""
         if self._fingerprint is None:
-            roles = {"train": self._train, "val": self._val, "calibration": self._calibration}
-            parts = [f"{role}:{'' if split is None else split.fingerprint()}" for role, split in roles.items()]
+            found = self.fingerprints()
+            found.setdefault("data.calibration", found.get("data.train", ""))
+            parts = [f"{role}:{found.get(f'data.{role}', '')}" for role in ("train", "val", "calibration")]
             self._fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return self._fingerprint
 

@@ -9,7 +9,6 @@ point. Zero tokens are appended where that was measured to be faster (act/export
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from act.export.padding import pad_tokens, padding_obstacle
 from act.export.placement import bypass_attentions
 from act.export.projections import hoist_pairs, split_projections
 from act.export.tokens import keep_read_tokens
+from act.run.atomic import PARTIAL, move
 
 # Where the file says how its attention products run, and whether tokens may have been appended.
 ATTENTION, PADDED = ["vitcompress", "attention"], ["vitcompress", "pad_tokens"]
@@ -59,11 +59,11 @@ def export_openvino(main: Path, target: Path, attention: str = "int8", padded: b
     made, converted = convert(main, attention, padded)
     converted.set_rt_info(attention, ATTENTION)
     converted.set_rt_info(str(padded).lower(), PADDED)
-    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder:
         written = Path(folder) / target.name
         openvino.save_model(converted, str(written), compress_to_fp16=False)
-        os.replace(written.with_suffix(".bin"), target.with_suffix(".bin"))
-        os.replace(written, target)
+        move(written.with_suffix(".bin"), target.with_suffix(".bin"))
+        move(written, target)
     return made
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act.recipe.load import stage_train_config
+from act.run.atomic import PARTIAL
 from act.run.deliver import mark_delivered
 from act.run.folder import RunFolder
 from act.run.goals import ACCURACY, COSTS
@@ -105,7 +106,7 @@ def start_attempt(previous: RunFolder, following: RunFolder) -> None:
     """Give an attempt the stages of the one before it: what its recipe does not change is not computed again."""
     if not following.path.is_dir() and (previous.path / "stages").is_dir():
         # Copied beside and renamed, so that half a copy is never taken for the whole.
-        temporary = following.path.with_name(f".{following.path.name}")
+        temporary = following.path.with_name(f"{PARTIAL}{following.path.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(previous.path / "stages", temporary / "stages")
         os.replace(temporary, following.path)

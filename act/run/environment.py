@@ -14,6 +14,8 @@ PACKAGES = (
     *("torch", "torchvision", "timm", "accelerate", "hydra-core", "omegaconf", "onnx", "onnxscript", "onnxruntime"),
     *("safetensors", "numpy", "openvino", "tensorrt"),
 )
+# What of `describe` decides the last digits of a result.
+VERSIONS = ("vitcompress", "python", "packages", "cpu", "gpus", "torch_threads")
 # The instruction sets that decide how fast integers and bf16 run.
 CPU_FLAGS = (
     *("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),

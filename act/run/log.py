@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from act.errors import StorageError
+
 
 class EventLog:
     """Callable `log(event, message, **fields)`.
@@ -45,8 +47,11 @@ class EventLog:
     def _append(self, record: dict[str, Any]) -> None:
         assert self.path is not None
         # One write call of one line in append mode: a killed run can lose its last line, not spoil earlier ones.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise StorageError(self.path, error.strerror or str(error)) from error
 
     def _print(self, event: str, message: str) -> None:
         elapsed = time.monotonic() - self.started

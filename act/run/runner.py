@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.data.preprocess import Preprocess, resolve_preprocess
-from act.errors import ActError, InputError
+from act.errors import ActError, InputError, StorageError
 from act.models import load_model, logits
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.attempts import Attempt, attempt_folder, back_off, keep_best, start_attempt
 from act.run.baseline import Baseline, measure_baseline
 from act.run.deliver import deliver, delivered_before, mark_delivered, seal
+from act.run.faults import as_fault
 from act.run.folder import RunFolder
 from act.run.goals import EXIT_CODES, check_measurable, judge, judged
 from act.run.keys import chain_key, weights_hash
@@ -44,19 +46,23 @@ def run(
     eval_callback: Callback | None = None,
     force: bool = False,
     shared: Path | None = None,
+    may_change: Sequence[str] = (),
 ) -> RunResult:
     """Compress, export, verify and report; results go to `folder`, where an interrupted run is continued.
 
     `model` (left unchanged) and `data` take the place of the recipe's; `eval_callback(model) -> float` is the
-    caller's own metric, which goals then go by. `force` takes over a folder of another recipe. Several runs with the
-    same folder `shared` measure their original once, and compute a stage that they have in common once.
+    caller's own metric, which goals then go by. `force` takes over a folder of another recipe, model or data: stages
+    whose inputs are the same are kept, the others computed anew; without it only the sections `may_change` of the
+    recipe may differ from those of the folder. Several runs with the same folder `shared` measure their original once,
+    and compute a stage that they have in common once.
 
     Raises:
         InputError: the recipe, the model, the data or the folder cannot be used.
-        ActError: something promised does not hold, training diverged, or the exported file is wrong.
+        ActError: something promised does not hold, training diverged, the exported file is wrong, or memory, a disk, a
+            worker or a GPU failed.
     """
     target = RunFolder(folder, shared)
-    with target.locked() if is_main() else nullcontext():
+    with target.locked() if is_main() else nullcontext() as left:
         original = _frozen(model, recipe)
         preprocess = resolve_preprocess(original, recipe.data)
         data = data if data is not None else _data(recipe, preprocess)
@@ -67,15 +73,25 @@ def run(
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
         check_head(original, ctx)
         _check_training(stages, data)
-        main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
+        inputs = {"model": weights_hash(original)} | (data.fingerprints() if data is not None else {})
+        text = dump_recipe(recipe)
+        notes = main_first(lambda: target.claim(recipe, text, inputs, force, may_change) if is_main() else [])
         ctx.log = EventLog(target.events, main=is_main())
+        for note in [*([left] if left is not None else []), *notes]:
+            ctx.log("warning", note)
         for reason in chosen.reasons if chosen is not None else []:
             ctx.log("chosen", f"chosen: {reason}")
         try:
-            return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(stages)
+            return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(
+                stages, inputs["model"]
+            )
         except BaseException as error:
-            ctx.log("error", type=type(error).__name__, text=str(error))
-            raise
+            fault = as_fault(error)
+            with suppress(StorageError):  # the disk may be what failed
+                ctx.log("error", type=type(fault).__name__, text=str(fault))
+            if fault is error:
+                raise
+            raise fault from error
 
 
 @dataclasses.dataclass
@@ -88,14 +104,13 @@ class _Run:
     preprocess: Preprocess
     callback: Callback | None
 
-    def result(self, stages: list[Stage]) -> RunResult:
-        """Everything after the checks of the input."""
+    def result(self, stages: list[Stage], weights: str) -> RunResult:
+        """Everything after the checks of the input; `weights` is the hash of the original's."""
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
         names = [stage.name for stage in stages]
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
         for note in ctx.data.notes if ctx.data is not None else []:
             ctx.log("warning", note)
-        weights = weights_hash(self.original)
         fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
         baseline, scorer = self.baseline(weights, fingerprint)
         session = Session(folder, ctx, self.original, self.source(), baseline, scorer)

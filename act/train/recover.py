@@ -18,10 +18,11 @@ from act.context import Context
 from act.data.batch import Batch
 from act.errors import InputError
 from act.recipe.schema import TrainConfig
+from act.run.stop import StopAfterStep, Stopped
 from act.strategies.base import Objective, Strategy
 from act.train.check import train_problems
-from act.train.guard import check_finite
-from act.train.launch import close_trackers, from_main, make_accelerator, mean_over_processes
+from act.train.guard import check_finite, training_fault
+from act.train.launch import any_process, close_trackers, from_main, make_accelerator, mean_over_processes
 from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
 from act.train.progress import Bar, Meter, describe, mean_terms
 from act.train.rng import seed_everything
@@ -97,13 +98,20 @@ def recover(
 
     Raises:
         InputError: impossible settings, no data, or a folder with another training.
-        TrainingError: the loss or its gradient is no longer finite.
+        TrainingError: the loss or its gradient is no longer finite, memory ran out, a worker or a GPU died.
+        Stopped: SIGTERM or Ctrl-C, after the step at hand was done and saved.
     """
     training = _start(model, strategy, objectives, cfg, ctx, folder, evaluate)
     try:
         if training.state.stopped_by is None:
             _run(training)
         return _result(training)
+    except (RuntimeError, MemoryError, OSError) as error:
+        settings = dataclasses.replace(cfg, batch_size=_batch_size(cfg, ctx))
+        fault = training_fault(error, training.state.step + 1, settings, training.last_good, training.title)
+        if fault is error:
+            raise
+        raise fault from error
     finally:
         close_trackers(training.accelerator)
         model.eval()
@@ -154,7 +162,9 @@ def _start(
         steps=steps,
         title=strategy.name if strategy is not None else "train",
     )
-    training.last_good = load_state(state, folder, restore_random=accelerator.is_main_process)
+    training.last_good = load_state(
+        state, folder, lambda text: ctx.log("warning", text), restore_random=accelerator.is_main_process
+    )
     if training.last_good is not None:
         ctx.log("train_resumed", f"{training.title}: continuing after step {state.step}", step=state.step, steps=steps)
         if not accelerator.is_main_process:
@@ -172,7 +182,8 @@ def _run(training: _Training) -> None:
     stream = batch_stream(ctx.data, _batch_size(cfg, ctx), training.accelerator, ctx.recipe.seed, consumed)
     meter = Meter(training.steps, state.step, state.seconds, state.images, state.recent)
     training.model.train()
-    with Bar(training.title, training.steps, state.step, training.accelerator.is_main_process) as bar:
+    shown = training.accelerator.is_main_process
+    with StopAfterStep() as stop, Bar(training.title, training.steps, state.step, shown) as bar:
         while state.step < training.steps:
             rate = set_learning_rate(state.optimizer, schedule_factor(state.step + 1, training.steps, cfg))
             terms, images = _backward(training, stream)
@@ -194,9 +205,14 @@ def _run(training: _Training) -> None:
             reached = _evaluate_when_due(training)
             if reached or state.step == training.steps:
                 break
-            if state.step % cfg.save_iter == 0:
+            asked = any_process(stop.number, training.accelerator)
+            if asked or state.step % cfg.save_iter == 0:
                 _save(training, meter)
-    _finish(training, meter, "target_metric" if reached else "steps")
+            if asked:
+                # A process that ends makes the launcher end the others, one of which is still saving.
+                training.accelerator.wait_for_everyone()
+                raise Stopped(asked, f" in {training.title}, step {state.step} of {training.steps} is saved")
+        _finish(training, meter, "target_metric" if reached else "steps")
 
 
 def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, float], int]:
