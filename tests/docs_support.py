@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = 60  # characters of a line that name a block
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:vitcompress|python|accelerate) [^`]+)`")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page; `first`, the start of its first line, is its name in the tests' table."""
+    """A fenced block of a page; the tests' table names it by the start of its `first` line."""
 
     page: str
     language: str
@@ -30,7 +29,7 @@ class Block:
 
     @property
     def first(self) -> str:
-        return self.text.splitlines()[0][:NAME].rstrip()
+        return self.text.splitlines()[0]
 
     @property
     def commands(self) -> list[str]:
@@ -56,10 +55,9 @@ def blocks() -> list[Block]:
     return found
 
 
-def block(page: str, first: str) -> str:
-    """The text of one block."""
-    (found,) = [item.text for item in blocks() if (item.page, item.first) == (page, first)]
-    return found
+def named(page: str, start: str) -> list[Block]:
+    """The blocks of a page whose first line starts so."""
+    return [item for item in blocks() if item.page == page and item.first.startswith(start)]
 
 
 def inline_commands() -> list[tuple[str, str]]:

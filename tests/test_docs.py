@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from docs_support import ROOT, block, blocks, inline_commands, pages, parse, shows
+from docs_support import ROOT, blocks, inline_commands, named, pages, parse, shows
 from PIL import Image
 
 from act.cli.main import main
@@ -71,9 +71,9 @@ STRATEGY, TROUBLE, ACT = "docs/writing-a-strategy.md", "docs/troubleshooting.md"
 STRATEGY_CODE = '"""LowRank: each weight of an MLP as the product of two narr'
 STRATEGY_YAML = "# Each weight of the MLPs as two factors of half its size tog"
 ACT_PROBLEMS = "act.yaml:1: Global: has no counterpart; write `model: {name:"
-# What is done: a recipe, or a search space, is loaded; ACT's recipe is refused with just the problems shown; api, runtime
-# and preprocessing are executed; the strategy runs the contract; an output is what its command prints, apart from `...`;
-# figures were printed by the command above them, and differ from machine to machine.
+# What is done: a recipe, or a search space, is loaded; ACT's recipe is refused with just the problems shown; api,
+# runtime and preprocessing are executed; the strategy runs the contract; an output is what its command prints, apart
+# from `...`; figures were printed by the command above them, and differ from machine to machine.
 TABLE = {
     ("README.md", "model:        {name: deit_tiny_patch16_224, checkpoint: deit"): "recipe",
     ("README.md", "from act import AutoCompression"): "api",
@@ -98,18 +98,25 @@ TABLE = {
 
 def of(treatment: str, language: str) -> list[Any]:
     """Parameters for a test of the blocks with this treatment."""
-    found = [item for item in blocks() if TABLE.get((item.page, item.first)) == treatment]
+    found = [item for (page, start), how in TABLE.items() if how == treatment for item in named(page, start)]
     assert found and all(item.language == language for item in found)
     return [pytest.param(item, id=f"{item.page}: {item.first[:40]}") for item in found]
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with the files that the recipes of the pages name."""
+    for name in ("photos", "labelled_photos"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "deit_tiny.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder of these tests, with a short run in runs/quickstart and the files that recipes name."""
+    """A current folder with a short run in runs/quickstart."""
     path = tmp_path_factory.mktemp("docs")
-    for name in ("photos", "labelled_photos"):
-        (path / name / "a").mkdir(parents=True)
-    (path / "deit_tiny.safetensors").touch()
     before = Path.cwd()
     os.chdir(path)
     assert main([*shlex.split(QUICKSTART)[1:], *LIMITS]) == 0
@@ -121,8 +128,10 @@ def test_every_snippet_and_command_has_an_entry() -> None:
     found = blocks()
     languages = {item.language for item in found}
     assert languages == {"sh", "yaml", "python", "text"}, languages
-    listed = {(item.page, item.first) for item in found if item.language != "sh"}
-    assert listed - set(TABLE) == set(), "say in TABLE what is done with these"
+    shown = [item for item in found if item.language != "sh"]
+    listed = {key for key in TABLE for item in shown if item.page == key[0] and item.first.startswith(key[1])}
+    unlisted = [item for item in shown if not any(item in named(*key) for key in TABLE)]
+    assert unlisted == [], "say in TABLE what is done with these"
     assert set(TABLE) - listed == set(), "no longer on any page"
     commands = {command for item in found if item.language == "sh" for command in item.commands}
     assert commands - set(COMMANDS) == set(), "say in COMMANDS what is done with these"
@@ -143,7 +152,7 @@ def test_every_command_is_accepted_by_its_parser() -> None:
 def test_commands_print_what_the_page_shows(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*shlex.split(command)[1:], *ADDED.get(command, [])]) == EXIT.get(command, 0)
     printed = "".join(capsys.readouterr())
-    texts = [item for item in blocks() if TABLE.get((item.page, item.first)) == "output"]
+    texts = [item for key, how in TABLE.items() if how == "output" for item in named(*key)]
     for item in [item for item in texts if command in item.after]:
         # Wildcard lines stand between parts of stdout and stderr, so each part is looked for by itself.
         for part in item.text.split("\n...\n"):
@@ -151,19 +160,19 @@ def test_commands_print_what_the_page_shows(command: str, folder: Path, capsys: 
 
 
 @pytest.mark.parametrize("item", of("recipe", "yaml"))
-def test_recipes_load(item: Any, folder: Path) -> None:
-    path = folder / "recipe.yaml"
+def test_recipes_load(item: Any, here: Path) -> None:
+    path = here / "recipe.yaml"
     path.write_text(item.text, encoding="utf-8")
     loaded = read_recipe(path)
     assert loaded.notes == []
     assert set(loaded.recipe.strategies) <= set(parse_yaml(item.text, "page").values)
 
 
-def test_the_recipe_of_act_is_refused_as_shown(folder: Path) -> None:
-    (folder / "act.yaml").write_text(block(ACT, "Global:"), encoding="utf-8")
+def test_the_recipe_of_act_is_refused_as_shown(here: Path) -> None:
+    (here / "act.yaml").write_text(named(ACT, "Global:")[0].text, encoding="utf-8")
     with pytest.raises(InputError) as raised:
         read_recipe("act.yaml")
-    assert raised.value.problems == block(ACT, ACT_PROBLEMS).splitlines()
+    assert raised.value.problems == named(ACT, ACT_PROBLEMS)[0].text.splitlines()
 
 
 def test_every_act_field_on_the_page_is_one_of_the_aliases_or_ours() -> None:
@@ -179,29 +188,29 @@ def test_every_act_field_on_the_page_is_one_of_the_aliases_or_ours() -> None:
 
 
 @pytest.mark.parametrize("item", of("space", "yaml"))
-def test_search_spaces_load(item: Any, folder: Path) -> None:
+def test_search_spaces_load(item: Any, here: Path) -> None:
     from act.search.space import read_space
 
-    path = folder / "space.yaml"
+    path = here / "space.yaml"
     path.write_text(item.text, encoding="utf-8")
     base = recipe_from_dict({"model": {"name": "vit_tiny_patch16_224"}, "Prune": {}, "QuantAware": {}})
     assert len(read_space(path, base).dimensions) == len(parse_yaml(item.text, "page").values)
 
 
 @pytest.mark.parametrize("item", of("api", "python"))
-def test_the_python_interface(item: Any, folder: Path) -> None:
+def test_the_python_interface(item: Any, here: Path) -> None:
     import timm
 
     kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 5}
     model = timm.create_model("vit_tiny_patch16_224", **kwargs)
-    (folder / "recipe.yaml").write_text(
+    (here / "recipe.yaml").write_text(
         "QuantPost: {equalize: false, calibration: minmax}\ndata: {calibration_images: 8}\n"
         "export: {benchmark: false, min_agreement: 0}\n",
         encoding="utf-8",
     )
     names = {"model": model, "loader": [torch.randn(8, 3, 32, 32)]}
     exec(item.text, names)
-    assert (folder / "out" / "artifact" / "model.onnx").is_file()
+    assert (here / "out" / "artifact" / "model.onnx").is_file()
     assert names["result"].report["artifacts"][0]["format"] == "onnx"  # type: ignore[attr-defined]
 
 
@@ -236,10 +245,12 @@ def test_the_strategy_of_the_page_keeps_the_contract(tmp_path: Path, monkeypatch
 
     folder = tmp_path / "strategies"
     folder.mkdir()
-    (folder / "low_rank.py").write_text(block(STRATEGY, STRATEGY_CODE), encoding="utf-8")
+    (folder / "low_rank.py").write_text(named(STRATEGY, STRATEGY_CODE)[0].text, encoding="utf-8")
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "LowRank").mkdir()
-    (tmp_path / "configs" / "LowRank" / "half.yaml").write_text(block(STRATEGY, STRATEGY_YAML), encoding="utf-8")
+    (tmp_path / "configs" / "LowRank" / "half.yaml").write_text(
+        named(STRATEGY, STRATEGY_YAML)[0].text, encoding="utf-8"
+    )
     load_strategies()
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.setattr(Strategy, "_registry", dict(Strategy._registry))
