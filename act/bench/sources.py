@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from act.backends.openvino import check_ir
 from act.errors import InputError
 from act.run.atomic import sha256_file
 
@@ -75,8 +76,8 @@ def _file(path: Path, role: str) -> Source:
         raise InputError(f"{path}: no such file or run folder")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: of unknown kind; allowed: {', '.join(SUFFIXES)}, or a finished run folder")
-    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
-        raise InputError(f"{path}: its weights {path.with_suffix('.bin').name} are not beside it")
+    if path.suffix == ".xml":
+        check_ir(path)
     return Source("original" if role == BASELINE else path.name, path, role)
 
 

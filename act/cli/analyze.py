@@ -144,7 +144,7 @@ Subjects = tuple[dict[str, "nn.Module"], tuple[int, int, int], dict[str, int]]
 
 def _models(name: str, overrides: Sequence[str]) -> Subjects:
     """The models to analyse by title, the size of their input, and the bytes of their tensors in packed storage."""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: a run folder is analysed as it is; leave key=value out")
         return _run_models(Path(name))

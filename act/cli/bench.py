@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from act.cli.common import unwritable
 from act.cli.output import note, number, print_json, table, warn
 from act.errors import InputError
 
@@ -135,8 +136,8 @@ def _checked(args: argparse.Namespace) -> list[int]:
             problems.append(f"--{name}: {getattr(args, name)}; allowed: {least} to {most}")
     for name in ("json", "picture"):
         path = getattr(args, name)
-        if path is not None and path.is_dir():
-            problems.append(f"--{name}: {path}: a folder; name a file")
+        if path is not None and str(path) != "-":
+            problems += unwritable(f"--{name}", path)
     if problems:
         raise InputError(problems)
     return list(dict.fromkeys(int(word) for word in words))

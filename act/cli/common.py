@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from act.cli.output import note
 
@@ -26,6 +28,21 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def json_argument(parser: argparse.ArgumentParser) -> None:
     """--json, for verbs that report."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def debug_argument(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
+    """--debug, which every verb takes, too; one that is not given leaves the value from before the verb."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+
+
+def unwritable(option: str, path: Path) -> list[str]:
+    """Why no file can be written to `path`, the value of `option`, in one line; empty if one can. Makes no folder."""
+    if path.is_dir():
+        return [f"{option}: {path}: a folder; name a file"]
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        return [f"{option}: {path}: {folder} is a file; choose another folder"]
+    return [] if os.access(folder, os.W_OK) else [f"{option}: {path}: {folder} is not writable; choose another folder"]
 
 
 def read(args: argparse.Namespace) -> Recipe:

@@ -12,9 +12,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from act import __version__
 from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
+from act.cli.common import debug_argument
 from act.errors import ActError, InputError
 from act.run.stop import Stopped, sigterm_raises
 
@@ -45,16 +47,23 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(InputError.exit_code, f"{PROGRAM}: error: {message}; see: {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description="Prune, distil and quantise an unmodified vision transformer from one YAML, to a verified file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    debug_argument(parser, False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, module in VERBS.items():
         verb = verbs.add_parser(
@@ -65,9 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.arguments(verb)
-        verb.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-        )
+        debug_argument(verb)
         verb.set_defaults(command=module.command)
     return parser
 
@@ -81,7 +88,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     words = [word for word in rest if name is not None and not word.startswith("-")]
     unknown = [word for word in rest if word not in words]
     if unknown:
-        parser.error(f"unknown: {' '.join(unknown)}; see: {PROGRAM} {args.verb} --help")
+        parser.prog = f"{PROGRAM} {args.verb}"  # whose --help has what is known
+        parser.error(f"unknown: {' '.join(unknown)}")
     if name is not None:
         setattr(args, name, [*getattr(args, name), *words])
     return args

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from act.cli.common import json_argument
+from act.cli.common import debug_argument, json_argument
 from act.cli.output import note, print_json, table
 from act.errors import InputError
 
@@ -39,6 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     validate = actions.add_parser("validate", help="report every problem of recipes; exit code 2 if there is one")
     validate.add_argument("recipes", metavar="RECIPE", nargs="+")
     validate.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    for action in (ls, show, cp, validate):
+        debug_argument(action)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -69,10 +71,13 @@ def _ls(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     from act.recipe.load import dump_recipe, read_recipe
     from act.recipe.paths import find_recipe
-    from act.recipe.text import read_text
+    from act.recipe.text import parse, read_text
 
     if not args.resolved and not args.overrides:
-        sys.stdout.write(read_text(find_recipe(args.recipe)))
+        path = find_recipe(args.recipe)
+        content = read_text(path)
+        parse(content, str(path))  # what is no YAML is refused, what is a wrong recipe is shown
+        sys.stdout.write(content)
         return 0
     loaded = read_recipe(args.recipe, args.overrides)
     for text in loaded.notes:
@@ -104,6 +109,8 @@ def _validate(args: argparse.Namespace) -> int:
     from act.recipe.load import read_recipe
 
     words = [word for word in args.recipes if _is_override(word)] + args.overrides
+    if all(_is_override(word) for word in args.recipes):
+        raise InputError(f"{args.recipes[0]}: changes a recipe, and none is named; write: recipes validate RECIPE ...")
     problems: list[str] = []
     for name in args.recipes:
         if _is_override(name):

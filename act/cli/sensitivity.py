@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act.cli.common import read, recipe_arguments
+from act.cli.common import read, recipe_arguments, unwritable
 from act.cli.output import note, print_json, table
 from act.cli.plan import shorten
 from act.errors import InputError
@@ -103,24 +102,14 @@ def _check(args: argparse.Namespace) -> None:
     if unknown or not _families(args):
         problems.append(f"--treatments: {args.treatments}; allowed: {', '.join(FAMILIES)}, separated by commas")
     if args.json is not None and str(args.json) != "-":
-        problems += _unwritable("--json", args.json)
+        problems += unwritable("--json", args.json)
     if args.picture is not None:
         from act.sensitivity.picture import picture_problem
 
         problem = picture_problem(args.picture)
-        problems += [problem] if problem is not None else _unwritable("--picture", args.picture)
+        problems += [problem] if problem is not None else unwritable("--picture", args.picture)
     if problems:
         raise InputError(problems)
-
-
-def _unwritable(option: str, path: Path) -> list[str]:
-    if path.is_dir():
-        return [f"{option}: {path}: a folder; name a file"]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return [f"{option}: {path.parent}: cannot be made ({error.strerror}); choose another folder"]
-    return [] if os.access(path.parent, os.W_OK) else [f"{option}: {path.parent}: not writable; choose another folder"]
 
 
 def _measured(recipe: Recipe, args: argparse.Namespace) -> Measured:

@@ -139,6 +139,12 @@ class DataBundle:
         return 0 if self._val is None else self._val.images
 
     @property
+    def input_size(self) -> tuple[int, int, int] | None:
+        """[channels, height, width] of the batches; None without any images."""
+        split = self._train or self._val
+        return None if split is None else split.input_size
+
+    @property
     def skipped(self) -> list[str]:
         """Unreadable images met so far, in any process of this machine's loaders."""
         splits = dict.fromkeys(split for split in (self._train, self._val, self._calibration) if split is not None)
@@ -184,6 +190,8 @@ class DataBundle:
                     "data.class_map, a text file with the class name of each output in order (or put the images "
                     "directly into the folder to use them without labels)"
                 )
+            if isinstance(split, LoaderSplit):
+                split.same.classes = num_classes  # its further batches are checked as they come
         if problems:
             raise InputError(problems)
 

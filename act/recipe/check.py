@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from act.backends import backends
 from act.recipe.coerce import Problems, near, shown
 from act.recipe.schema import DataConfig, ExportConfig, ModelConfig, Recipe, TargetConfig, TrainConfig
 from act.strategies.base import Strategy
@@ -89,7 +90,7 @@ def check_model(cfg: ModelConfig, key: str, problems: Problems) -> None:
 
     base = cfg.name.partition(".")[0]
     if not timm.is_model(base):
-        hint = near(base, timm.list_models())
+        hint = near(base, timm.list_models()) or "; allowed: what timm.list_models() lists"
         problems.add(f"{key}.name", f"timm {timm.__version__} has no model {shown(cfg.name)}{hint}")
 
 
@@ -131,6 +132,10 @@ def check_target(cfg: TargetConfig, problems: Problems) -> None:
     """Ranges and names of the goals."""
     _ranges(cfg, _TARGET, "target", problems)
     _choices(cfg, "target", "target", problems)
+    known = backends()
+    if cfg.backend not in known:
+        hint = near(cfg.backend, known)
+        problems.add("target.backend", f"{shown(cfg.backend)} is unknown{hint}; allowed: {', '.join(known)}")
 
 
 def check_export(cfg: ExportConfig, problems: Problems) -> None:

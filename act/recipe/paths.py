@@ -38,6 +38,8 @@ def find_recipe(name: str | Path) -> Path:
         InputError: no such file, or a folder.
     """
     path = Path(name)
+    if not str(name):
+        raise InputError("RECIPE: empty; name a YAML file or a shipped recipe (see: vitcompress recipes ls)")
     if path.is_dir() and str(name) not in {shipped.stem for shipped in list_recipes()}:
         raise InputError(f"{name}: a folder; a recipe is one YAML file")
     if path.is_file():

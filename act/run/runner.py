@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.data.preprocess import Preprocess, resolve_preprocess
-from act.errors import ActError, InputError, StorageError
-from act.models import load_model, logits
+from act.errors import InputError, StorageError
+from act.models import load_model, logits, taking
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.attempts import Attempt, attempt_folder, back_off, keep_best, start_attempt
@@ -33,6 +34,7 @@ from act.run.ranks import is_main, main_first, state, wait
 from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
 from act.run.stages import Session, run_stages
+from act.strategies.base import Phase
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -73,6 +75,7 @@ def run(
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
         check_head(original, ctx)
         _check_training(stages, data)
+        check_layers(stages, original, ctx)
         inputs = {"model": weights_hash(original)} | (data.fingerprints() if data is not None else {})
         text = dump_recipe(recipe)
         notes = main_first(lambda: target.claim(recipe, text, inputs, force, may_change) if is_main() else [])
@@ -227,6 +230,8 @@ class _Run:
 
 def _frozen(model: nn.Module | None, recipe: Recipe) -> nn.Module:
     """The original: loaded, or a copy of the caller's, so that theirs stays as it is."""
+    if model is not None and any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise InputError("model: has lazy parameters without a shape; call its forward once before it is compressed")
     original = load_model(recipe.model) if model is None else copy.deepcopy(model)
     return original.eval().requires_grad_(False).to(state().device)
 
@@ -239,14 +244,7 @@ def _data(recipe: Recipe, preprocess: Preprocess) -> DataBundle | None:
 
 def _input_size(data: DataBundle | None, preprocess: Preprocess) -> tuple[int, int, int]:
     """[channels, height, width] of the images themselves, which a caller's own loader may make as it likes."""
-    if data is None:
-        return preprocess.input_size
-    if not data.has_train and not data.has_val:
-        return preprocess.input_size
-    for batch in data.calibration(1, 1) if data.has_train else data.val(1):
-        channels, height, width = batch.images.shape[1:]
-        return int(channels), int(height), int(width)
-    return preprocess.input_size
+    return (data.input_size if data is not None else None) or preprocess.input_size
 
 
 def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
@@ -267,15 +265,34 @@ def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
         raise InputError(problems)
 
 
+def check_layers(stages: list[Stage], original: nn.Module, ctx: Context) -> None:
+    """InputError, before anything heavy runs, for every stage that this model cannot have or that would do nothing."""
+    problems = []
+    for stage in stages:
+        try:
+            layers = stage.strategy.select(original, ctx)
+        except InputError as error:
+            problems += error.problems
+            continue
+        if not layers.done and stage.strategy.phase is not Phase.OBJECTIVE:
+            reasons = list(dict.fromkeys(layer.reason for layer in layers.left))
+            problems.append(
+                f"{stage.strategy.name}: no layer of this model would be changed "
+                f"({'; '.join(reasons[:3]) or 'it has none of that kind'}); leave the section out, or change what it "
+                "includes"
+            )
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+
+
 def check_head(original: nn.Module, ctx: Context) -> None:
-    """One forward pass: the model takes these images, and its head fits the labels."""
-    try:
-        with torch.no_grad():
-            classes = logits(original(torch.zeros(1, *ctx.input_size, device=ctx.device))).shape[-1]
-    except ActError:
-        raise
-    except Exception as error:  # the model is the user's; whatever its forward raises, the images do not fit it
-        size = list(ctx.input_size)
-        raise InputError(f"model: cannot take images of {size}: {error}; check data.input_size") from error
+    """One forward pass: the model takes these images, gives finite logits, and its head fits the labels."""
+    with torch.no_grad(), taking(ctx.input_size):
+        found = logits(original(torch.zeros(1, *ctx.input_size, device=ctx.device)))
+    if found.ndim != 2 or len(found) != 1 or not found.is_floating_point():
+        kind = f"{list(found.shape)} {str(found.dtype).removeprefix('torch.')}"
+        raise InputError(f"model: its forward returns {kind} for one image; allowed: logits [batch, classes], floating")
+    if not bool(found.isfinite().all()):
+        raise InputError("model: its logits are NaN or infinite; check its weights, or model.checkpoint")
     if ctx.data is not None:
-        ctx.data.check_head(int(classes))
+        ctx.data.check_head(found.shape[-1])

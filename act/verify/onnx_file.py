@@ -18,19 +18,29 @@ _LARGEST_SIDE = 4096  # pixels; a damaged shape must not make the checks allocat
 
 
 class OnnxFile:
-    """The model in the file `path`. InputError if it cannot be parsed or keeps data in other files."""
+    """The model in the file `path`. InputError if it is missing, cannot be parsed, is empty or keeps data in other
+    files."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{path}: no such file; name an ONNX file, or a folder that holds one")
         try:
             # A file from a stranger must not make us read others.
             self.model = onnx.load(str(path), load_external_data=False)
         except Exception as error:  # protobuf and onnx raise many types; the file is the problem
             raise InputError(f"{path}: not a readable ONNX file: {error}") from error
         self.graph = self.model.graph
+        if not (self.graph.node and self.graph.input and self.graph.output):
+            raise InputError(f"{path}: not a readable ONNX file: it has no graph with an input and an output")
         for tensor in _tensors(self.graph):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise InputError(f"{path}: {tensor.name}: its data lies in another file; it must be in the ONNX file")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return {prop.key: prop.value for prop in self.model.metadata_props}
 
     @cached_property
     def constants(self) -> dict[str, Array]:
@@ -53,8 +63,7 @@ class OnnxFile:
 
     @cached_property
     def _aliases(self) -> dict[str, str]:
-        metadata = {prop.key: prop.value for prop in self.model.metadata_props}
-        aliases = json.loads(metadata.get(ALIASES, "{}"))
+        aliases = json.loads(self.metadata.get(ALIASES, "{}"))
         return aliases if isinstance(aliases, dict) else {}
 
     def stored_name(self, name: str) -> str | None:
