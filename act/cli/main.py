@@ -13,7 +13,22 @@ import sys
 from collections.abc import Sequence
 
 from act import __version__
-from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
+from act.cli import (
+    analyze,
+    bench,
+    doctor,
+    engine,
+    eval,
+    export,
+    nodes,
+    plan,
+    recipes,
+    reproduce,
+    run,
+    search,
+    sensitivity,
+    verify,
+)
 from act.errors import ActError, InputError
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
@@ -25,6 +40,7 @@ VERBS = {
     "analyze": analyze,
     "sensitivity": sensitivity,
     "recipes": recipes,
+    "reproduce": reproduce,
     "eval": eval,
     "bench": bench,
     "export": export,

@@ -10,8 +10,8 @@ from act.cli.common import json_argument
 from act.cli.output import note, print_json, table
 from act.errors import InputError
 
-HELP = "list, show, copy or check recipes"
-DESCRIPTION = "Recipes that come with the package, and checks of your own."
+HELP = "list, show, copy, check, freeze recipes"
+DESCRIPTION = "Recipes that come with the package, checks of your own, and recipes that carry a run's results."
 EPILOG = """\
 examples:
   vitcompress recipes ls
@@ -19,13 +19,14 @@ examples:
   vitcompress recipes show quickstart --resolved TrainConfig.epochs=3
   vitcompress recipes cp quickstart mine.yaml
   vitcompress recipes validate mine.yaml QuantAware.weight_bits=4
+  vitcompress recipes freeze runs/mine -o mine_measured.yaml
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.set_defaults(overrides=[])
-    actions = parser.add_subparsers(dest="action", metavar="ls|show|cp|validate", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ls|show|cp|validate|freeze", required=True)
     ls = actions.add_parser("ls", help="list the shipped recipes")
     json_argument(ls)
     show = actions.add_parser("show", help="print a recipe")
@@ -39,11 +40,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     validate = actions.add_parser("validate", help="report every problem of recipes; exit code 2 if there is one")
     validate.add_argument("recipes", metavar="RECIPE", nargs="+")
     validate.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    freeze = actions.add_parser("freeze", help="write a finished run as a recipe with its measured results")
+    freeze.add_argument("run", metavar="RUN", type=Path, help="a finished run folder")
+    freeze.add_argument("-o", dest="to", metavar="FILE", type=Path, required=True, help="the recipe to write")
+    freeze.add_argument("--force", action="store_true", help="overwrite FILE")
 
 
 def command(args: argparse.Namespace) -> int:
     """Do the action."""
-    return {"ls": _ls, "show": _show, "cp": _cp, "validate": _validate}[args.action](args)
+    return {"ls": _ls, "show": _show, "cp": _cp, "validate": _validate, "freeze": _freeze}[args.action](args)
 
 
 def _ls(args: argparse.Namespace) -> int:
@@ -84,19 +89,24 @@ def _show(args: argparse.Namespace) -> int:
 def _cp(args: argparse.Namespace) -> int:
     from act.recipe.paths import find_recipe
     from act.recipe.text import read_text
-    from act.run.atomic import write_text
+    from act.share.local import write_new
 
     source = find_recipe(args.recipe)
     target = args.to / source.name if args.to.is_dir() else args.to
-    if target.exists() and not args.force:
-        raise InputError(f"{target}: exists; choose another name, or overwrite it with --force")
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent}: no such folder")
-    try:
-        write_text(target, read_text(source))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    write_new(target, read_text(source), args.force)
     print(target)
+    return 0
+
+
+def _freeze(args: argparse.Namespace) -> int:
+    from act.share.freeze import freeze
+    from act.share.local import write_new
+
+    text, lines = freeze(args.run, args.to.stem)
+    write_new(args.to, text, args.force)
+    for line in lines:
+        note(line)
+    print(args.to)
     return 0
 
 

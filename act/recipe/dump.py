@@ -16,6 +16,8 @@ _ATTRIBUTES = {"model": "model", "data": "data"}
 _LATER = {"TrainConfig": "train", "target": "target", "export": "export"}
 _UNHASHED = ("name", "description", "results")
 _PATHS = {"train", "val", "calibration", "class_map", "checkpoint"}
+# What has no part in the results that a recipe records: the number of processes, and what is timed.
+_NO_RESULT = {"data": ("workers",), "export": ("benchmark", "benchmark_batches", "threads")}
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -38,6 +40,18 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def settings_hash(recipe: Recipe) -> str:
+    """SHA-256 (hex) of the settings that results depend on: as `recipe_hash`, without locations, workers and timing."""
+    settings = {
+        section: {key: item for key, item in value.items() if key not in _NO_RESULT.get(section, ())}
+        if isinstance(value, dict)
+        else value
+        for section, value in _as_dict(recipe, as_written).items()
+        if section not in _UNHASHED
+    }
+    return hashlib.sha256(json.dumps(_without_paths(settings), sort_keys=True).encode()).hexdigest()
+
+
 def hashed_settings(recipe: Recipe) -> dict[str, Any]:
     """What `recipe_hash` is made of, as plain values."""
     return {key: value for key, value in _as_dict(recipe, portable).items() if key not in _UNHASHED}
@@ -51,6 +65,12 @@ def _as_dict(recipe: Recipe, path: Callable[[str], str]) -> dict[str, Any]:
     values["results"] = recipe.results
     result: dict[str, Any] = _plain(values, path)
     return result
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items() if key not in _PATHS}
+    return [_without_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any, path: Callable[[str], str], name: str = "") -> Any:

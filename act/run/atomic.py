@@ -29,9 +29,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes private files; results are meant to be read like any other file of the user.
-        temporary.chmod(0o666 & ~_umask())
         yield temporary
+        # mkstemp makes private files, and so do some writers; results are meant to be read like any other file.
+        temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:

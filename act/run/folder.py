@@ -76,7 +76,10 @@ class RunFolder:
             started = time.strftime("%Y-%m-%d %H:%M:%S")
             lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
             lock.flush()
-            yield
+            try:
+                yield
+            finally:
+                lock.truncate(0)  # a folder that is given away names no process and no host
 
     def _busy(self) -> str:
         try:
