@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from act.edits import apply_edit
 from act.errors import InputError
 from act.models import load_model
+from act.recipe.check import FORBIDDEN_KWARGS
 from act.recipe.schema import ModelConfig
 from act.run.atomic import replacing, write_json
 from act.storage.file import PACKED_FILE, PackedFile, read_packed
 
 SCHEMA = 1
 ARCH_FILE, TENSOR_FILE = "arch.json", "model.safetensors"
-# Keyword arguments of timm.create_model that read files or the network.
-_FORBIDDEN_KWARGS = ("checkpoint_path", "cache_dir", "pretrained")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -140,7 +139,7 @@ def _base_model(base: dict[str, Any] | None, where: Path) -> nn.Module:
     if not isinstance(kwargs, dict) or not all(isinstance(key, str) and _plain(value) for key, value in kwargs.items()):
         raise InputError(f"{where}: base.kwargs: must be an object of numbers, strings, booleans and lists of these")
     for key in kwargs:
-        if key.startswith(_FORBIDDEN_KWARGS):
+        if key.startswith(FORBIDDEN_KWARGS):
             raise InputError(f"{where}: base.kwargs.{key}: not allowed here, since it would read another file")
     classes = base.get("num_classes")
     if classes is not None and not (isinstance(classes, int) and classes >= 0):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from act.cli.common import json_argument, read, recipe_arguments
 from act.cli.output import note, print_json, table
+from act.cli.sharing import show_pulled
 
 if TYPE_CHECKING:
     from act.share.reproduce import Line
@@ -45,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Check, run, compare and print; 3 when something recorded does not hold."""
     recipe = read(args)
+    show_pulled(args.recipe, recipe)
     from act.share.reproduce import FAILS, check_figures, check_inputs, parse_tolerances
 
     tolerances = parse_tolerances(args.tolerance)

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from act.recipe import text
-from act.recipe.references import as_written, portable
+from act.recipe.references import PATH_FIELDS, as_written, portable
 from act.recipe.schema import Recipe
 
 _ATTRIBUTES = {"model": "model", "data": "data"}
 _LATER = {"TrainConfig": "train", "target": "target", "export": "export"}
 _UNHASHED = ("name", "description", "results")
-_PATHS = {"train", "val", "calibration", "class_map", "checkpoint"}
 # What has no part in the results that a recipe records: the number of processes, and what is timed.
 _NO_RESULT = {"data": ("workers",), "export": ("benchmark", "benchmark_batches", "threads")}
 
@@ -69,7 +68,7 @@ def _as_dict(recipe: Recipe, path: Callable[[str], str]) -> dict[str, Any]:
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items() if key not in _PATHS}
+        return {key: _without_paths(inner) for key, inner in value.items() if key not in PATH_FIELDS}
     return [_without_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -80,6 +79,6 @@ def _plain(value: Any, path: Callable[[str], str], name: str = "") -> Any:
         return {str(key): _plain(inner, path, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, path) for inner in value]
-    if isinstance(value, str) and name in _PATHS:
+    if isinstance(value, str) and name in PATH_FIELDS:
         return path(value)
     return value

@@ -14,6 +14,7 @@ from act.recipe.paths import BUILTIN, asset, assets_dir, exists
 from act.recipe.schema import DataConfig, ModelConfig, Recipe
 
 _DATA_PATHS = ("train", "val", "calibration", "class_map")
+PATH_FIELDS = (*_DATA_PATHS, "checkpoint")
 _HUB_DATA = "hfds/"
 
 
@@ -48,14 +49,19 @@ def without_local_paths(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """
     found, lines = copy.deepcopy(recipe), []
     for name, value in data_paths(found.data).items():
-        if not value.startswith((BUILTIN, _HUB_DATA)):
+        if is_local(value):
             setattr(found.data, name, None)
             lines.append(f"data.{name}: {value} left out; whoever runs it gives data.{name}=PATH")
     for key, model in model_configs(found):
-        if model.checkpoint is not None and not as_written(model.checkpoint).startswith(BUILTIN):
+        if model.checkpoint is not None and is_local(as_written(model.checkpoint)):
             lines.append(f"{key}.checkpoint: {model.checkpoint} left out; whoever runs it gives {key}.checkpoint=FILE")
             model.checkpoint = None
     return found, lines
+
+
+def is_local(location: str) -> bool:
+    """Whether `location` is a file or folder of a machine; embedded assets and data sets of the Hub are not."""
+    return not location.startswith((BUILTIN, _HUB_DATA))
 
 
 def portable(location: str) -> str:
