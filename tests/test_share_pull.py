@@ -40,6 +40,8 @@ def hub(web: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "ENDPOINT", web.url)
+    template = web.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     return web
@@ -122,7 +124,7 @@ def test_redirect_to_elsewhere(web: Site, capsys: pytest.CaptureFixture[str]) ->
         refused(capsys, f"leads on to {elsewhere}", web.put("/fast.yaml", "", 302, Location=elsewhere))
         assert other.asked == []
     for place in ("file:///etc/hostname", "http://localhost:1/fast.yaml", "https://127.0.0.1/fast.yaml"):
-        refused(capsys, f"leads on to {place}", web.put("/fast.yaml", "", 301, Location=place))
+        refused(capsys, place, web.put("/fast.yaml", "", 301, Location=place))
     web.put("/real.yaml", RECIPE)
     pull(capsys, web.put("/fast.yaml", "", 302, Location="/real.yaml"))
     refused(capsys, "302", web.put("/loop.yaml", "", 302, Location="/loop.yaml"))

@@ -97,7 +97,7 @@ def test_traces_are_refused_line_by_line(local: Path, tmp_path: Path, capsys: py
     err = capsys.readouterr().err
     assert f"mine.yaml:1: {USER}: your user name" in err or f"mine.yaml:1: {USER}: the name of your home" in err
     assert f"mine.yaml:1: {HOST}: the name of this machine" in err
-    assert "mine.yaml:5: model.checkpoint: " in err and "give --strip" in err
+    assert "mine.yaml:6: model.checkpoint: " in err and "give --strip" in err
     assert not target.exists()
 
 

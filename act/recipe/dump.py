@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from act.recipe import text
-from act.recipe.references import PATH_FIELDS, as_written, portable
+from act.recipe.references import as_written, portable, without_locations
 from act.recipe.schema import Recipe
 
 _ATTRIBUTES = {"model": "model", "data": "data"}
 _LATER = {"TrainConfig": "train", "target": "target", "export": "export"}
 _UNHASHED = ("name", "description", "results")
+_PATHS = {"train", "val", "calibration", "class_map", "checkpoint"}
 # What has no part in the results that a recipe records: the number of processes, and what is timed.
 _NO_RESULT = {"data": ("workers",), "export": ("benchmark", "benchmark_batches", "threads")}
 
@@ -41,14 +42,10 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def settings_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of the settings that results depend on: as `recipe_hash`, without locations, workers and timing."""
-    settings = {
-        section: {key: item for key, item in value.items() if key not in _NO_RESULT.get(section, ())}
-        if isinstance(value, dict)
-        else value
-        for section, value in _as_dict(recipe, as_written).items()
-        if section not in _UNHASHED
-    }
-    return hashlib.sha256(json.dumps(_without_paths(settings), sort_keys=True).encode()).hexdigest()
+    settings = hashed_settings(without_locations(recipe))
+    for section, names in _NO_RESULT.items():
+        settings[section] = {key: value for key, value in settings[section].items() if key not in names}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def hashed_settings(recipe: Recipe) -> dict[str, Any]:
@@ -66,12 +63,6 @@ def _as_dict(recipe: Recipe, path: Callable[[str], str]) -> dict[str, Any]:
     return result
 
 
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items() if key not in PATH_FIELDS}
-    return [_without_paths(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _plain(value: Any, path: Callable[[str], str], name: str = "") -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -79,6 +70,6 @@ def _plain(value: Any, path: Callable[[str], str], name: str = "") -> Any:
         return {str(key): _plain(inner, path, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, path) for inner in value]
-    if isinstance(value, str) and name in PATH_FIELDS:
+    if isinstance(value, str) and name in _PATHS:
         return path(value)
     return value

@@ -14,7 +14,6 @@ from act.recipe.paths import BUILTIN, asset, assets_dir, exists
 from act.recipe.schema import DataConfig, ModelConfig, Recipe
 
 _DATA_PATHS = ("train", "val", "calibration", "class_map")
-PATH_FIELDS = (*_DATA_PATHS, "checkpoint")
 _HUB_DATA = "hfds/"
 
 
@@ -57,6 +56,22 @@ def without_local_paths(recipe: Recipe) -> tuple[Recipe, list[str]]:
             lines.append(f"{key}.checkpoint: {model.checkpoint} left out; whoever runs it gives {key}.checkpoint=FILE")
             model.checkpoint = None
     return found, lines
+
+
+def without_locations(recipe: Recipe) -> Recipe:
+    """A copy that does not say where data and checkpoints lie."""
+    found = copy.deepcopy(recipe)
+    for name in _DATA_PATHS:
+        setattr(found.data, name, None)
+    for _, model in model_configs(found):
+        model.checkpoint = None
+    return found
+
+
+def names_file(key: str) -> bool:
+    """Whether the dotted key of a recipe holds a location."""
+    section, _, name = key.rpartition(".")
+    return name == "checkpoint" or (section == "data" and name in _DATA_PATHS)
 
 
 def is_local(location: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from act.errors import InputError
 from act.recipe import text
 from act.recipe.load import recipe_from_dict
-from act.recipe.references import PATH_FIELDS, is_local
+from act.recipe.references import is_local, names_file
 from act.recipe.schema import Recipe
 
 
@@ -34,5 +34,5 @@ def local_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             for index, item in enumerate(value):
                 if isinstance(item, Mapping):
                     yield from local_paths(item, f"{key}[{index}].")
-        elif name in PATH_FIELDS and isinstance(value, str) and is_local(value):
+        elif names_file(key) and isinstance(value, str) and is_local(value):
             yield key, value

@@ -19,7 +19,7 @@ def fetch_hub(address: Address) -> tuple[bytes, str]:
     api = _api()
 
     def download() -> tuple[bytes, str]:
-        commit = str(api.repo_info(address.repo, revision=address.revision).sha)
+        commit = str(api.repo_info(address.repo, revision=address.revision or "main").sha)
         found = api.get_paths_info(address.repo, [address.path], revision=commit)
         size = getattr(found[0], "size", None) if found else None
         if size is None:
