@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from act.errors import InputError
+from act.recipe.check import FORBIDDEN_KWARGS
 from act.recipe.schema import ModelConfig
+from act.run.reading import check_header
 
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 
@@ -26,6 +28,9 @@ def load_model(cfg: ModelConfig) -> nn.Module:
         near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3)
         hint = f" (did you mean {', '.join(near)}?)" if near else ""
         raise InputError(f"model.name: timm {timm.__version__} has no model {cfg.name!r}{hint}")
+    forbidden = [key for key in cfg.kwargs if key.startswith(FORBIDDEN_KWARGS)]
+    if forbidden:
+        raise InputError(f"model.kwargs.{forbidden[0]}: would read another file; write model.checkpoint")
     state = None if cfg.checkpoint is None else read_checkpoint(Path(cfg.checkpoint))
     kwargs: dict[str, Any] = dict(cfg.kwargs)
     classes = cfg.num_classes if cfg.num_classes is not None else _classes_of(cfg.name, state)
@@ -53,6 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            check_header(path)
             loaded: Any = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from act.backends.base import Images
+from act.backends.onnx_guard import check_external_data
 from act.backends.signal_stack import kept_signal_stack
 from act.errors import InputError
 
@@ -60,6 +61,8 @@ def compile_model(path: str | Path, threads: int = 0, precision: str = "f32", pr
         raise InputError(f"backend: openvino: cannot run here: {reason}")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    if Path(path).suffix == ".onnx":
+        check_external_data(path)
     import openvino
 
     # Unasked, it computes in bfloat16 on CPUs that have it, and the result would differ from the torch model's.

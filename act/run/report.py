@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from act.errors import InputError
 from act.recipe.dump import settings_hash
 from act.recipe.load import dump_recipe, recipe_hash
 from act.recipe.references import data_paths, portable, without_local_paths
@@ -16,6 +16,7 @@ from act.run.folder import RunFolder
 from act.run.goals import Goal, status_of
 from act.run.html import render
 from act.run.log import read_events
+from act.run.reading import read_json
 
 if TYPE_CHECKING:
     from act.data.bundle import DataBundle
@@ -86,8 +87,8 @@ def write_report(folder: RunFolder, recipe: Recipe, report: dict[str, Any]) -> N
 def read_report(folder: RunFolder) -> dict[str, Any] | None:
     """The folder's report, None when there is none that can be read."""
     try:
-        found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder.path / "report.json")
+    except InputError:
         return None
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 

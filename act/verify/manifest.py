@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from act.errors import InputError
 from act.run.atomic import sha256_file, write_json
+from act.run.reading import read_json
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -44,11 +44,9 @@ def check_manifest(folder: str | Path) -> list[str]:
 def _read(path: Path) -> dict[str, str]:
     """The listed hashes by relative path."""
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = read_json(path)
         if manifest["schema"] == SCHEMA:
             return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
     except (KeyError, TypeError, AttributeError):
         pass
     raise InputError(f"{path}: not a manifest of schema {SCHEMA}")
