@@ -31,7 +31,7 @@ from act.models import read_checkpoint
 from act.recipe.load import load_recipe
 from act.run.html import render
 from act.run.reading import MAX_HEADER, MAX_JSON, check_contained, read_json
-from act.verify.folder import verify_folder, write_manifest
+from act.verify.folder import verify_folder
 
 MODEL = "model: {name: vit_tiny_patch16_224}\n"
 PACKAGE = Path(__file__).resolve().parents[1] / "act"
@@ -58,11 +58,12 @@ def artifact(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def one_line(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
+def one_line(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2, most: int = 1) -> str:
     capsys.readouterr()
     assert main(list(argv)) == code
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "should not happen" not in lines[0], lines
+    assert lines and all(line.startswith("vitcompress: error: ") for line in lines), lines
+    assert len(lines) <= most and "should not happen" not in lines[0], lines
     return lines[0]
 
 
@@ -73,7 +74,6 @@ def broken(folder: Path) -> dict[str, str]:
 # Recipes
 
 
-@pytest.mark.parametrize("verb", ["run", "recipes"])
 @pytest.mark.parametrize(
     "line",
     [
@@ -93,7 +93,6 @@ def broken(folder: Path) -> dict[str, str]:
     ],
 )
 def test_recipe_that_is_no_data(
-    verb: str,
     line: str,
     canary: Path,
     tmp_path: Path,
@@ -103,23 +102,19 @@ def test_recipe_that_is_no_data(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "r.yaml"
     path.write_text(("" if line.startswith("model") else MODEL) + line.replace("CANARY", str(canary)) + "\n")
-    words = {"run": ["run", str(path)], "plan": ["plan", str(path)], "recipes": ["recipes", "validate", str(path)]}[
-        verb
-    ]
-    if verb == "recipes" and "local-dir" in line:
-        words = ["plan", str(path)]  # the name is looked up when the model is built
-    assert main(words) == 2
+    assert main(["run", str(path), "--dir", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert all(entry.startswith("vitcompress: error: ") for entry in err.splitlines())
     assert os.environ["HOME"] not in err.replace(str(tmp_path), "")
     assert not canary.exists() and not (tmp_path.parent / "outside").exists()
+    assert not (tmp_path / "run").exists() or [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
     "word", ["Prune._target_=os.system", "seed=${oc.env:SEED}", "+hydra.x=1", "Prune.align={_target_:1}"]
 )
 def test_command_line_words_are_data_too(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    one_line(capsys, "plan", "quickstart", word)
+    one_line(capsys, "plan", "quickstart", word, most=2)
 
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
@@ -147,7 +142,7 @@ def test_model_arguments_that_would_read_other_files(
 def test_recipe_that_would_fill_the_memory(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)
-    one_line(capsys, "recipes", "validate", str(path))
+    one_line(capsys, "recipes", "validate", str(path), most=2)
 
 
 @pytest.mark.parametrize("text", ['"\\e[2J\\e]0;x\\a"', '"\\u202Etxt.exe"', '"\\x9b2J"'])
@@ -165,9 +160,18 @@ def test_text_that_would_be_html_in_the_report() -> None:
         "name": evil,
         "status": evil,
         "goals": [{"met": True, "text": evil}],
-        "baseline": {"bytes": 1},
-        "stages": [{"name": evil, "layers_done": [evil], "layers_left": [{"name": evil, "reason": evil}]}],
-        "artifacts": [{"format": evil, "path": evil, "bytes": 1}],
+        "baseline": {"bytes": 1, "params": 1, "macs": 1},
+        "stages": [
+            {
+                "name": evil,
+                "seconds": 1,
+                "peak_rss_mb": 1,
+                "invariants": [],
+                "layers_done": [evil],
+                "layers_left": [{"name": evil, "reason": evil}],
+            }
+        ],
+        "artifacts": [{"format": evil, "path": evil, "bytes": 1, "sha256": evil}],
         "environment": {evil: evil},
     }
     page = render(report, f"description: {evil}", [])
@@ -184,11 +188,11 @@ def test_checkpoint_that_is_a_program(name: str, legacy: bool, canary: Path, tmp
     torch.save({"model": Bomb(canary)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match="not a readable checkpoint"):
         read_checkpoint(path)
-    path.write_bytes(pickle.dumps(Bomb(canary)))
+    path.write_bytes(pickle.dumps(Bomb(canary), 2))
     with pytest.raises(InputError, match="not a readable checkpoint"):
         read_checkpoint(path)
     assert not canary.exists()
-    pickle.loads(pickle.dumps(Bomb(canary)))
+    pickle.loads(pickle.dumps(Bomb(canary), 2))
     assert canary.exists()  # the bomb itself works
 
 
@@ -290,14 +294,6 @@ def test_arch_with_an_unknown_edit(op: Any, artifact: Path) -> None:
         load(artifact)
 
 
-def test_resealed_folder_with_another_weight_is_found(artifact: Path) -> None:
-    content = bytearray((artifact / "model.safetensors").read_bytes())
-    content[-200] ^= 0x40
-    (artifact / "model.safetensors").write_bytes(content)
-    write_manifest(artifact)
-    assert broken(artifact)
-
-
 # ONNX files
 
 
@@ -360,12 +356,18 @@ def test_onnx_file_that_is_too_large(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "larger than 2 GiB" in one_line(capsys, "bench", str(path))
 
 
+def varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
 def test_onnx_graph_nested_without_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    node = helper.make_node("Identity", ["x"], ["y"])
-    for _ in range(90):
-        node = helper.make_node("If", ["c"], ["y"], then_branch=helper.make_graph([node], "g", [], []))
+    content = b""
+    for _ in range(5_000):
+        for field in (6, 5, 1):  # graph of an attribute of a node of a graph
+            content = bytes([field << 3 | 2]) + varint(len(content)) + content
     path = tmp_path / "m.onnx"
-    path.write_bytes(helper.make_model(helper.make_graph([node], "g", [], [])).SerializeToString())
+    path.write_bytes(bytes([7 << 3 | 2]) + varint(len(content)) + content)
     one_line(capsys, "bench", str(path))
 
 
