@@ -18,7 +18,7 @@ from act.errors import InputError
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 16
 # Control characters and those that reorder text: what a terminal shows would not be what the file says.
-STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+STEERING = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 EXAMPLE = "a recipe names at least a model and data (see: vitcompress recipes show)"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(

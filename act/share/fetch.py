@@ -76,9 +76,10 @@ def _web(url: str) -> bytes:
                 raise InputError(f"{url}: {_TOO_LARGE}")
             return _read(answer, url)
     except urllib.error.HTTPError as error:
+        said = f"{url}: the server answers {error.code} {' '.join(str(error.reason).split())[:200]}"
         if error.code >= 500:
-            raise Unreachable(f"{url}: the server answers {error.code} {error.reason}; try again later") from error
-        raise InputError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
+            raise Unreachable(f"{said}; try again later") from error
+        raise InputError(f"{said}; check the address") from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error) or type(error).__name__
         raise Unreachable(f"{url}: cannot be reached: {reason}") from error
