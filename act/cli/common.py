@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and the `key=value` words after it."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe (recipes ls)")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped or pulled recipe (recipes ls)"
+    )
     parser.add_argument(
         "overrides",
         metavar="key=value",

@@ -38,9 +38,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Export; the exit code is that of the run."""
+    from act.run.reading import check_contained
+
     other = [word for word in args.overrides if word.partition("=")[0].split(".")[0] not in ("export", "target")]
     if other:
         raise InputError(f"{other[0]}: would change the run itself; allowed here: export.* and target.*")
+    if args.dir.is_dir():
+        check_contained(args.dir)
     # The artifact folder of a run has a manifest, and is exported to through its run.
     if (args.dir / PACKED_FILE).is_file() and not (args.dir / "manifest.json").is_file():
         return _from_packed(args)

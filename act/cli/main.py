@@ -15,7 +15,22 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from act import __version__
-from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
+from act.cli import (
+    analyze,
+    bench,
+    doctor,
+    engine,
+    eval,
+    export,
+    nodes,
+    plan,
+    recipes,
+    reproduce,
+    run,
+    search,
+    sensitivity,
+    verify,
+)
 from act.cli.common import debug_argument
 from act.errors import ActError, InputError
 from act.run.stop import Stopped, sigterm_raises
@@ -29,6 +44,7 @@ VERBS = {
     "analyze": analyze,
     "sensitivity": sensitivity,
     "recipes": recipes,
+    "reproduce": reproduce,
     "eval": eval,
     "bench": bench,
     "export": export,

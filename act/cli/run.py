@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from act.cli.common import read, recipe_arguments
+from act.cli.sharing import show_pulled
 
 HELP = "compress a model as a recipe says, export, verify and report"
 DESCRIPTION = """\
@@ -38,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Run; the exit code says whether the goals were met."""
     recipe = read(args)
+    show_pulled(args.recipe, recipe)
     from act.run.runner import run
 
     return run(recipe, args.dir or Path("runs") / recipe.name, force=args.force).exit_code

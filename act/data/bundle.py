@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
@@ -201,6 +201,17 @@ class DataBundle:
         if self._calibration is not self._train:
             roles["data.calibration"] = self._calibration
         return {role: split.fingerprint() for role, split in roles.items() if split is not None}
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """For each role that was given: `fingerprint`, sha256 (hex) over names, sizes and labels, and `images`."""
+        roles = {"train": self._train, "val": self._val}
+        if self._calibration is not self._train:
+            roles["calibration"] = self._calibration
+        return {
+            role: {"fingerprint": hashlib.sha256(split.fingerprint().encode()).hexdigest(), "images": split.images}
+            for role, split in roles.items()
+            if split is not None
+        }
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the names, sizes and labels of all images; the same on every machine."""

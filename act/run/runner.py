@@ -85,9 +85,8 @@ def run(
         for reason in chosen.reasons if chosen is not None else []:
             ctx.log("chosen", f"chosen: {reason}")
         try:
-            return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(
-                stages, inputs["model"]
-            )
+            own, weights = model is not None, inputs["model"]
+            return _Run(recipe, target, ctx, original, own, preprocess, eval_callback, weights).result(stages)
         except BaseException as error:
             fault = as_fault(error)
             with suppress(StorageError):  # the disk may be what failed
@@ -106,18 +105,19 @@ class _Run:
     own_model: bool
     preprocess: Preprocess
     callback: Callback | None
+    weights: str  # hash of the original's
 
-    def result(self, stages: list[Stage], weights: str) -> RunResult:
-        """Everything after the checks of the input; `weights` is the hash of the original's."""
+    def result(self, stages: list[Stage]) -> RunResult:
+        """Everything after the checks of the input."""
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
         names = [stage.name for stage in stages]
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
         for note in ctx.data.notes if ctx.data is not None else []:
             ctx.log("warning", note)
         fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
-        baseline, scorer = self.baseline(weights, fingerprint)
+        baseline, scorer = self.baseline(fingerprint)
         session = Session(folder, ctx, self.original, self.source(), baseline, scorer)
-        base_key = chain_key(weights, fingerprint, self.preprocess, recipe.seed)
+        base_key = chain_key(self.weights, fingerprint, self.preprocess, recipe.seed)
         everything = chain_key("attempts", base_key, recipe.strategies, recipe.train, recipe.export, recipe.target)
         report = read_report(folder)
         if report is None or not delivered_before(folder, everything):
@@ -179,11 +179,11 @@ class _Run:
         classes = cfg.num_classes if cfg.num_classes is not None else getattr(self.original, "num_classes", None)
         return {"name": cfg.name, "num_classes": classes, "kwargs": dict(cfg.kwargs)}
 
-    def baseline(self, weights: str, fingerprint: str | None) -> tuple[Baseline, Scorer]:
+    def baseline(self, fingerprint: str | None) -> tuple[Baseline, Scorer]:
         """The original's figures, checked against what the recipe says they must be."""
         ctx, train = self.ctx, self.recipe.train
         settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
-        key = chain_key(weights, fingerprint, self.preprocess, *settings)
+        key = chain_key(self.weights, fingerprint, self.preprocess, *settings)
         scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
         baseline = main_first(
             lambda: measure_baseline(self.original, self.folder.baseline, key, ctx, self.folder.shared)
@@ -221,7 +221,7 @@ class _Run:
         goals = judge(target, baseline, judged(target, artifacts), name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)
+        report = build_report(self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals)
         report["checks"] = seal(session, measured(report), self.preprocess)
         write_report(self.folder, self.recipe, report)
         mark_delivered(self.folder, key)
