@@ -15,8 +15,8 @@ from act.cli import main as cli
 from act.cli.diagnosis import Finding, cpu, import_failure
 from act.cli.main import VERBS, main, parse
 from act.cli.output import number, size
-from act.cli.plan import shorten
 from act.errors import ActError
+from act.folding import shorten
 from act.recipe.load import load_recipe, recipe_hash
 
 TINY = """\

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from act.cli.common import read, recipe_arguments
 from act.cli.output import note, print_json, table
-from act.cli.plan import shorten
 from act.errors import InputError
+from act.folding import shorten
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe

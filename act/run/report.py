@@ -11,8 +11,8 @@ from act.recipe.load import dump_recipe, recipe_hash
 from act.run.atomic import write_json, write_text
 from act.run.environment import describe
 from act.run.folder import RunFolder
-from act.run.goals import Goal, status_of
-from act.run.html import render
+from act.run.goals import Goal, judged, status_of
+from act.run.page import render
 from act.run.log import read_events
 
 if TYPE_CHECKING:
@@ -30,19 +30,24 @@ def build_report(
     stages: Sequence[Mapping[str, Any]],
     artifacts: Sequence[Mapping[str, Any]],
     goals: list[Goal],
+    metric: str,
 ) -> dict[str, Any]:
     """The report as plain JSON.
 
     `agreement` is always with the original's predictions, `agreement_torch` of a file that with the torch model it
-    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch. `checks` is what
-    verifying the artifact folder found, empty until that was done.
+    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch. `metric` names the figure
+    that goals go by, `judged` the file and the batch size. `checks` is what verifying the artifact folder found, empty
+    until that was done; `layers` is added by `act.run.per_layer.layer_figures`.
     """
+    chosen = judged(recipe.target, artifacts)
     return {
         "schema": SCHEMA,
         "name": recipe.name,
         "status": status_of(goals),
         "goals": [asdict(goal) for goal in goals],
         "recipe_hash": recipe_hash(recipe),
+        "metric": metric,
+        "judged": {"format": chosen["format"], "batch": recipe.target.batch},
         "environment": describe(),
         "data": {
             "fingerprint": data.fingerprint() if data is not None else None,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act.run.html import Number, comparison, table
+from act.run.page.parts import Number, table
+from act.run.page.summary import comparison
 
 
 @dataclass(frozen=True, repr=False)

@@ -37,10 +37,11 @@ _FREE = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_me
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did. `losses`: mean of each term over the last steps; `best_metric`: None without evaluations;
+    """What a training did. `images`: over all processes and epochs; `losses`: mean of each term over the last steps; `best_metric`: None without evaluations;
     `stopped_by`: `steps` or `target_metric`."""
 
     steps: int
+    images: int
     seconds: float
     images_per_second: float
     losses: dict[str, float]
@@ -300,7 +301,8 @@ def _result(training: _Training) -> TrainResult:
     state = training.state
     assert state.stopped_by is not None
     rate = state.images / max(state.seconds, 1e-9)
-    return TrainResult(state.step, state.seconds, rate, mean_terms(state.recent), state.best_metric, state.stopped_by)
+    losses = mean_terms(state.recent)
+    return TrainResult(state.step, state.images, state.seconds, rate, losses, state.best_metric, state.stopped_by)
 
 
 def _batch_size(cfg: TrainConfig, ctx: Context) -> int:
