@@ -19,8 +19,8 @@ from act.recipe.schema import Recipe, TargetConfig
 from act.run.baseline import count_macs, count_params
 from act.run.evaluate import evaluate
 from act.run.goals import check_measurable, judge, status_of
-from act.run.page import render
 from act.run.metrics import check_order
+from act.run.page import render
 from act.run.result import RunResult
 from act.run.timing import time_in_turns, unsteady
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from act.cli.output import note
+from act.cli.output import note, print_json
+from act.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
+    from act.run.result import RunResult
 
 
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,18 @@ def json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def json_file_argument(parser: argparse.ArgumentParser) -> None:
+    """--json [FILE], for verbs whose measurements are worth keeping."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=Path("-"),
+        type=Path,
+        metavar="FILE",
+        help="write everything as JSON; without FILE, or with -, print it instead of a table",
+    )
+
+
 def read(args: argparse.Namespace) -> Recipe:
     """The recipe of `recipe_arguments`; how ACT spellings were read is noted on stderr."""
     from act.recipe.load import read_recipe
@@ -36,3 +51,12 @@ def read(args: argparse.Namespace) -> Recipe:
     for text in loaded.notes:
         note(text)
     return loaded.recipe
+
+
+def finish(result: RunResult, as_json: bool) -> int:
+    """Print a run's report as JSON, or for a quiet command its last line; the exit code."""
+    if as_json:
+        print_json(result.report)
+    elif is_quiet():
+        print(f"{result.status}: {result.verdict} {result.folder / 'report.html'}")
+    return result.exit_code

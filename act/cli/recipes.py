@@ -39,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     validate = actions.add_parser("validate", help="report every problem of recipes; exit code 2 if there is one")
     validate.add_argument("recipes", metavar="RECIPE", nargs="+")
     validate.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    json_argument(validate)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -104,7 +105,7 @@ def _validate(args: argparse.Namespace) -> int:
     from act.recipe.load import read_recipe
 
     words = [word for word in args.recipes if _is_override(word)] + args.overrides
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     for name in args.recipes:
         if _is_override(name):
             continue
@@ -112,11 +113,16 @@ def _validate(args: argparse.Namespace) -> int:
             loaded = read_recipe(name, words)
             for text in loaded.notes:
                 note(f"{name}: {text}")
-            print(f"{name}: ok")
+            problems[name] = []
         except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
+            problems[name] = error.problems
+        if not args.json and not problems[name]:
+            print(f"{name}: ok")
+    if args.json:
+        print_json([{"recipe": name, "ok": not found, "problems": found} for name, found in problems.items()])
+        return InputError.exit_code if any(problems.values()) else 0
+    if any(problems.values()):
+        raise InputError([problem for found in problems.values() for problem in found])
     return 0
 
 

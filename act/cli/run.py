@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from act.cli.common import read, recipe_arguments
+from act.cli.common import finish, json_argument, read, recipe_arguments
 
 HELP = "compress a model as a recipe says, export, verify and report"
 DESCRIPTION = """\
@@ -18,6 +18,7 @@ examples:
   vitcompress run quickstart
   vitcompress run recipe.yaml --dir runs/first TrainConfig.epochs=3 QuantAware.weight_bits=4
   vitcompress run recipe.yaml ~Prune data.train=/photos
+  vitcompress run recipe.yaml --json --quiet > report.json
   accelerate launch --num_processes 2 -m act run recipe.yaml --dir runs/two
 """
 
@@ -27,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     recipe_arguments(parser)
     parser.add_argument("--dir", type=Path, metavar="DIR", help="run folder (default: runs/NAME of the recipe)")
     parser.add_argument("--force", action="store_true", help="take over a run folder that belongs to another recipe")
+    json_argument(parser)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -34,4 +36,4 @@ def command(args: argparse.Namespace) -> int:
     recipe = read(args)
     from act.run.runner import run
 
-    return run(recipe, args.dir or Path("runs") / recipe.name, force=args.force).exit_code
+    return finish(run(recipe, args.dir or Path("runs") / recipe.name, force=args.force), args.json)

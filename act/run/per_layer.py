@@ -1,4 +1,4 @@
-"""What became of every layer in the end, for the report: its zeros, its bits, its work, and how far its output moved."""
+"""What became of every layer, for the report: its zeros, its bits, its work, and how far its output moved."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from act.run.atomic import write_json, write_text
 from act.run.environment import describe
 from act.run.folder import RunFolder
 from act.run.goals import Goal, judged, status_of
-from act.run.page import render
 from act.run.log import read_events
+from act.run.page import render
 
 if TYPE_CHECKING:
     from act.data.bundle import DataBundle

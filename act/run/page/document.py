@@ -14,7 +14,7 @@ STYLE = """
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--card:#fff;--page:#fff;--good:#00694e;
 --bad:#b3370f;--s0:#0072b2;--s1:#c8500a;--s2:#00795a;--s3:#a9487f;--s4:#8a6100;--s5:#4b5a68}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;
 -webkit-text-size-adjust:100%;overflow-wrap:anywhere}
 main{max-width:66rem;margin:0 auto;padding:1.25rem}
 section,header{background:var(--card);border:1px solid var(--line);border-radius:.75rem;padding:1.1rem 1.3rem;
@@ -53,12 +53,14 @@ th{color:var(--soft);font-weight:500;font-size:.85rem;vertical-align:bottom}
 pre{overflow-x:auto;font-size:.82rem;line-height:1.45;margin:.5rem 0 0}
 details{margin-top:.6rem}summary{cursor:pointer;color:var(--s0);font-size:.93rem}
 @media(max-width:36rem){main{padding:.6rem}section,header{padding:.9rem 1rem;margin-bottom:.6rem}
-.verdict{font-size:1.2rem}.number,th,td{padding-right:.8rem}}
-@media print{body{font-size:10.5pt}main{max-width:none;padding:0}section,header{border:0;border-top:1px solid var(--line);
-border-radius:0;padding:.7rem 0;margin:0}header{border-top:0}figure,tr,.tile{break-inside:avoid}h2,h3{break-after:avoid}
+.verdict{font-size:1.2rem}th,td{padding-right:.8rem}td:not(.number){min-width:6.5rem}}
+@media print{body{font-size:10.5pt}main{max-width:none;padding:0}
+section,header{border:0;border-top:1px solid var(--line);border-radius:0;padding:.7rem 0;
+margin:0}header{border-top:0}figure,tr,.tile{break-inside:avoid}h2,h3{break-after:avoid}
 .scroll,pre{overflow:visible}pre{white-space:pre-wrap;font-size:8pt}table{font-size:9pt}
 .pair i,svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}
-.figures{grid-template-columns:1fr 1fr}}
+.figures{grid-template-columns:1fr 1fr}
+summary{color:inherit}details::details-content{content-visibility:visible;height:auto}}
 """
 
 

@@ -30,8 +30,8 @@ def layers(report: Mapping[str, Any]) -> str:
     ]
     images = found["images"]
     how = (
-        f"Output error: norm of the difference from the original's output over that output's norm, both models run whole "
-        f"on {images} calibration images, so that the error of earlier layers is in it."
+        f"Output error: norm of the difference from the original's output over that output's norm, both models run "
+        f"whole on {images} calibration images, so that the error of earlier layers is in it."
         if images
         else "Output error: not measured, since the run had no images to calibrate with."
     )
@@ -111,7 +111,7 @@ def _cell(own: Sequence[Entry], value: Value, x: float, top: float, width: float
     mean = sum(found * weight for found, weight in pairs) / sum(weight for _, weight in pairs)
     shade = STRONGEST * min(max(depth(mean), 0.0), 1.0)
     words = "·".join(map(str, dict.fromkeys(own[0]["bits"]))) if value is _bits else f"{mean:.0f}"
-    shown = text(x + width / 2, top + 14, words, "middle", "cell") if width >= 6.4 * len(words) + 3 else ""
+    shown = text(x + width / 2, top + 14, words, "middle", "cell") if width >= 6.2 * len(words) + 1 else ""
     said = f"{names}: {words if value is _bits else f'{mean:.2f}'}"
     return (
         f'<rect {box} fill="{colour}" fill-opacity="{shade:.3f}" stroke="var(--line)">'

@@ -14,15 +14,15 @@ class Number(str):
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table of escaped text; cells that are `Number` are set to the right."""
+    """An HTML table of escaped text; cells that are `Number` are set to the right. No `head`, no head line."""
 
     def cell(tag: str, value: str) -> str:
         return f"<{tag}{' class=number' if isinstance(value, Number) else ''}>{escape(value)}</{tag}>"
 
     body = "".join(f"<tr>{''.join(cell('td', value) for value in row)}</tr>" for row in rows)
-    names = "".join(cell("th", name) for name in head)
+    names = f"<thead><tr>{''.join(cell('th', name) for name in head)}</tr></thead>" if head else ""
     # A table that is wider than a phone scrolls by itself; tabindex lets the keyboard reach it.
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{names}<tbody>{body}</tbody></table></div>'
 
 
 def section(title: str, body: str) -> str:
@@ -43,7 +43,7 @@ def mapping(values: Mapping[str, Any]) -> str:
             return ", ".join(f"{key} {item}" for key, item in value.items())
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    return table(("", ""), [(str(key), text(value)) for key, value in values.items()])
+    return table((), [(str(key), text(value)) for key, value in values.items()])
 
 
 def metrics(report: Mapping[str, Any]) -> list[str]:

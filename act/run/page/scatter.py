@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,47 +30,57 @@ LETTER, LINE = 6.2, 13.0  # width and height of a letter in the drawing's units
 
 @dataclass(frozen=True)
 class Point:
-    """A file in a runtime at a batch size: milliseconds per batch, and its accuracy in percent."""
+    """A file in a runtime at a batch size, and its accuracy in percent.
+
+    `time`: milliseconds per batch, or percent of what the original takes in the same runtime. `group` is what colour
+    and shape stand for.
+    """
 
     batch: str
-    group: str  # what its colour and shape stand for
+    group: str
     name: str
-    milliseconds: float
+    time: float
     value: float
     original: bool = False
 
 
-def points_of(report: Mapping[str, Any], run: str | None = None) -> list[Point]:
-    """The original and every file of a report that was scored and timed, files of its attempts included.
-
-    Grouped by runtime, or as `run` where that is given.
-    """
+def points_of(report: Mapping[str, Any]) -> list[Point]:
+    """The original and every file of a report that was scored and timed, by runtime; files of its attempts, too."""
     names = metrics(report)
     if not names:
         return []
     metric, base = names[0], report["baseline"]
+    before = base.get(metric, 100.0 if metric == "agreement" else None)
     found = [
-        Point(batch, run or RUNTIMES.get(backend, backend), "original", timing["median_ms"], value, True)
+        Point(batch, RUNTIMES.get(backend, backend), "original", timing["median_ms"], before, True)
         for backend, batches in base.get("latency", {}).items()
         for batch, timing in batches.items()
-        if (value := base.get(metric, 100.0 if metric == "agreement" else None)) is not None
+        if before is not None
     ]
-    others = [
-        (f"attempt {attempt['number']}", item)
+    attempts = [
+        (f"attempt {attempt['number']}, ", item)
         for attempt in report.get("attempts", [])
         if attempt["number"] != report["kept"]
         for item in attempt.get("artifacts", [])
     ]
-    for prefix, item in [("", item) for item in report["artifacts"]] + others:
-        for backend, batches in item.get("latency", {}).items():
-            name = ", ".join(word for word in (run or "", prefix, item["format"]) if word)
-            group = run or RUNTIMES.get(backend, backend)
-            found += [
-                Point(batch, group, name, timing["median_ms"], item[metric])
-                for batch, timing in batches.items()
-                if metric in item
-            ]
-    return found
+    return found + [
+        Point(batch, RUNTIMES.get(backend, backend), prefix + item["format"], timing["median_ms"], item[metric])
+        for prefix, item in [("", item) for item in report["artifacts"]] + attempts
+        for backend, batches in item.get("latency", {}).items()
+        for batch, timing in batches.items()
+        if metric in item
+    ]
+
+
+def relative_points(report: Mapping[str, Any], run: str) -> list[Point]:
+    """The points of one of several runs, times in percent of its own original's: machines and their loads differ."""
+    found = points_of(report)
+    whole = {(point.batch, point.group): point.time for point in found if point.original}
+    return [
+        dataclasses.replace(point, group=run, time=100 * point.time / whole[point.batch, point.group])
+        for point in found
+        if (point.batch, point.group) in whole
+    ]
 
 
 def scatter(report: Mapping[str, Any]) -> str:
@@ -79,26 +90,33 @@ def scatter(report: Mapping[str, Any]) -> str:
     return pictures(points_of(report), levels, names[0] if names else "")
 
 
-def pictures(points: Sequence[Point], levels: Mapping[str, float], metric: str) -> str:
-    """One picture of `points` per batch size; `levels` are accuracies of models that were not timed."""
+def pictures(points: Sequence[Point], levels: Mapping[str, float], metric: str, relative: bool = False) -> str:
+    """One picture of `points` per batch size; `levels` are accuracies of models that were not timed, `relative` says
+    that times are in percent."""
     groups = list(dict.fromkeys(point.group for point in points))
     return "".join(
-        _picture(batch, [point for point in points if point.batch == batch], levels, metric, groups)
+        _picture(batch, [point for point in points if point.batch == batch], levels, metric, groups, relative)
         for batch in dict.fromkeys(point.batch for point in points)
     )
 
 
 def _picture(
-    batch: str, points: Sequence[Point], levels: Mapping[str, float], metric: str, groups: Sequence[str]
+    batch: str,
+    points: Sequence[Point],
+    levels: Mapping[str, float],
+    metric: str,
+    groups: Sequence[str],
+    relative: bool,
 ) -> str:
     values = [point.value for point in points] + list(levels.values())
     # At least a point high, so that noise does not look like a difference.
     half = max((max(values) - min(values)) * 0.62, 0.5)
     middle = (max(values) + min(values)) / 2
-    frame = Frame((0.0, 1.12 * max(point.milliseconds for point in points)), (middle - half, middle + half))
-    placed = [(point, *frame.place(point.milliseconds, point.value)) for point in points]
+    frame = Frame((0.0, 1.12 * max(point.time for point in points)), (middle - half, middle + half))
+    placed = [(point, *frame.place(point.time, point.value)) for point in points]
     taken = [(x - 7, y - 7, x + 7, y + 7) for _, x, y in placed]
-    drawn = [frame.axes(f"milliseconds per batch of {batch} (median)")]
+    unit = "percent of the original's time" if relative else "milliseconds"
+    drawn = [frame.axes(f"{unit} per batch of {batch} (median)")]
     for name, value in levels.items():
         y = frame.place(0, value)[1]
         drawn.append(line([(LEFT, y), (WIDTH - RIGHT, y)], "var(--soft)", "2 4", 1.0, f"{name}: {value:.2f}"))
@@ -110,8 +128,10 @@ def _picture(
     for point, x, y in placed:
         index = groups.index(point.group)
         shape = "ring" if point.original else SHAPES[index % 5]
-        said = f"{point.group}, {point.name}: {point.milliseconds:.2f} ms, {point.value:.2f}"
+        said = f"{point.group}, {point.name}: {point.time:.2f} {'%' if relative else 'ms'}, {point.value:.2f}"
         drawn.append(mark(shape, x, y, COLOURS[index % len(COLOURS)], said))
+        if point.original:
+            continue  # the legend says what rings are
         length = LETTER * len(point.name)
         spots = [(x + 9, y + 4), (x - 9 - length, y + 4), (x - length / 2, y - 10), (x - length / 2, y + 19)]
         spots += [(x + 9, y - 8), (x + 9, y + 16), (x - 9 - length, y - 8), (x - 9 - length, y + 16)]
