@@ -18,6 +18,7 @@ from act.strategies.base import load_strategies
 
 NO_MATTER = ("name", "description", "results", "schema")
 ABSENT = "-"
+NOTHING = {ABSENT, "null", "{}"}  # a key that an older version did not know, or left empty, says the same
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         flat = [dict(_flat(value, section)) for value in values]
         for key in dict.fromkeys(key for items in flat for key in items):
             shown = [_shown(items[key]) if key in items else ABSENT for items in flat]
-            if len(set(shown)) > 1:
+            if len(set(shown)) > 1 and not set(shown) <= NOTHING:
                 result.append((key, shown))
     return result
 

@@ -33,7 +33,11 @@ def layer_figures(original: nn.Module, model: nn.Module, ctx: Context) -> dict[s
     reference = reordered_like(model, original, ctx.edits)
     if ctx.data is not None and ctx.data.has_calibration and reference is not None:
         # A caller's loader has batches of its own size.
-        batches = [part for batch in ctx.data.calibration(IMAGES, CHUNK) for part in batch.images.split(CHUNK)]
+        batches = [
+            batch.images[start : start + CHUNK]
+            for batch in ctx.data.calibration(IMAGES, CHUNK)
+            for start in range(0, len(batch.images), CHUNK)
+        ]
         images = sum(map(len, batches))
         layers = {name for name, _ in after if isinstance(model.get_submodule(name), nn.Linear | nn.Conv2d)}
         errors = output_errors(reference, model, layers, (batch.to(ctx.device) for batch in batches))

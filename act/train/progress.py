@@ -75,7 +75,7 @@ class Meter:
         due = 0
         if self._eval_iter is not None and self._evaluations:
             # The last step is evaluated as well, whether eval_iter divides its number or not.
-            due = -(-self.steps // self._eval_iter) - self.step // self._eval_iter if left else 0
+            due = -(-self.steps // self._eval_iter) - self._first_step // self._eval_iter - self._evaluations
         return pace * left + due * self._evaluated / max(self._evaluations, 1)
 
     def losses(self) -> dict[str, float]:

@@ -11,12 +11,14 @@ from act.run.page.parts import Number, called, details, duration, mapping, metri
 from act.run.page.scatter import pictures, relative_points
 from act.run.page.summary import verdict
 
-TEXT = ("run", "file", "stages")  # columns that hold words
+TEXT = ("run", "file")  # columns that hold words
 
 
 def compare_page(runs: Sequence[Run], notes: Sequence[str]) -> str:
     """The page; every value is escaped."""
     columns, cells = rows(runs)
+    shown = [index for index, name in enumerate(columns) if name != "stages"]  # they have a table of their own
+    columns, cells = [columns[index] for index in shown], [[row[index] for index in shown] for row in cells]
     head = [name if name in TEXT else Number(called(name)) for name in columns]
     body = [[cell if name in TEXT else Number(cell) for name, cell in zip(columns, row, strict=True)] for row in cells]
     different = [[key, *values] for key, values in differences(runs)]

@@ -141,7 +141,10 @@ def _picture(
     ]
     samples.append((mark("ring", 12, 6, "var(--ink)"), "original"))
     return figure(
-        f"Batch {batch}", f"{called(metric)} by latency; left and up is better", "".join(drawn), legend(samples)
+        f"Batch {batch}",
+        f"{called(metric)} by {'time' if relative else 'latency'}; left and up is better",
+        "".join(drawn),
+        legend(samples),
     )
 
 

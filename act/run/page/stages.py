@@ -32,8 +32,10 @@ def stages(report: Mapping[str, Any]) -> str:
             (stage["name"], *map(Number, (*scores[:1], change, *scores[1:], f"{done} of {done + left}", *cost)))
         )
     after = [f"{called(name)} after" for name in names]
-    head = (*after[:1], "change", *after[1:], "layers", "time", "steps", "epochs", "images/s", "peak memory")
-    return table(("stage", *map(Number, head)), rows)
+    head = ("stage", *after[:1], "change", *after[1:], "layers", "time", "steps", "epochs", "images/s", "peak memory")
+    filled = [index for index in range(len(head)) if any(row[index] for row in rows)]
+    chosen = [head[index] if index == 0 else Number(head[index]) for index in filled]
+    return table(chosen, [[row[index] for index in filled] for row in rows])
 
 
 def features(report: Mapping[str, Any]) -> str:
