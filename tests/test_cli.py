@@ -77,7 +77,11 @@ def test_the_examples_in_the_help_can_be_parsed() -> None:
         for module in (*VERBS.values(), cli)
         for line in (getattr(module, "EPILOG", "") or cli._EPILOG).splitlines()
     ]
-    examples = [line.split("   ")[0] for line in lines if line.startswith("vitcompress ") and "VERB" not in line]
+    examples = [
+        line.split("   ")[0].partition(" > ")[0]
+        for line in lines
+        if line.startswith("vitcompress ") and "VERB" not in line
+    ]
     assert len(examples) > 15
     for example in examples:
         assert parse(shlex.split(example)[1:]).verb in VERBS
@@ -176,7 +180,8 @@ def test_run_hands_over_recipe_and_folder(
 
 
 def test_quiet_leaves_notes_and_progress_out(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("plan", recipe, "~Prune", "ASPPrune={}")
+    Path(recipe).write_text(f"{TINY}QuantAware: {{quantize_op_types: [linear, matmul_v2]}}\n")
+    words = ("plan", recipe)
     assert "note: " in output(capsys, *words)[1]
     out, err = output(capsys, *words, "--quiet")
     assert "tiny: vit_tiny" in out and "note: " not in err
@@ -276,6 +281,22 @@ def test_recipes(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
     assert copy.read_text() == TINY
     _, err = output(capsys, "recipes", "cp", recipe, str(tmp_path / "no" / "x.yaml"), code=2)
     assert "no such folder" in err
+
+
+def test_json_of_validate_has_the_problems(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(output(capsys, "recipes", "validate", recipe, "--json")[0])
+    assert found == [{"recipe": recipe, "ok": True, "problems": []}]
+    out, err = output(capsys, "recipes", "validate", recipe, "Prune.patern=x", "--json", code=2)
+    assert err == "" and [item["ok"] for item in json.loads(out)] == [False] and "patern" in out
+
+
+def test_json_needs_no_file_where_it_may_have_one() -> None:
+    assert [str(parse(["bench", "a.onnx", *words]).json) for words in ((), ("--json",), ("--json", "b.json"))] == [
+        "None",
+        "-",
+        "b.json",
+    ]
+    assert str(parse(["sensitivity", "r", "--json"]).json) == "-"
 
 
 def test_validate(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,41 +195,34 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
+    """A value as a recipe has it."""
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _plain(value) else str(value)
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def as_json(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, Any]:
     """Everything compared as plain values."""
+    names = [run.name for run in runs]
     return {
         "schema": 1,
-        "runs": [
-            {
-                "name": run.name,
-                "folder": str(run.folder),
-                "recipe": run.report.get("name"),
-                "status": run.report.get("status"),
-                "data": (run.report.get("data") or {}).get("fingerprint"),
-                "seconds": round(sum(stage["seconds"] for stage in run.report["stages"]), 2),
-                "stages": [stage["name"] for stage in run.report["stages"]],
-                "baseline": run.report["baseline"],
-                "artifacts": [
-                    {
-                        key: item[key]
-                        for key in ("format", *metrics(run.report), "bytes", "params", "macs", "latency", "speedup")
-                        if key in item
-                    }
-                    for item in run.report["artifacts"]
-                ],
-            }
-            for run in runs
-        ],
-        "differences": {key: dict(zip([run.name for run in runs], values, strict=True))
-                        for key, values in differences(runs)},
+        "runs": [_figures(run) for run in runs],
+        "differences": {key: dict(zip(names, values, strict=True)) for key, values in differences(runs)},
         "notes": list(notes),
-    }  # fmt: skip
+    }
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    report = run.report
+    keys = ("format", *metrics(report), "bytes", "params", "macs", "latency", "speedup")
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "recipe": report.get("name"),
+        "status": report.get("status"),
+        "data": (report.get("data") or {}).get("fingerprint"),
+        "seconds": round(sum(stage["seconds"] for stage in report["stages"]), 2),
+        "stages": [stage["name"] for stage in report["stages"]],
+        "baseline": report["baseline"],
+        "artifacts": [{key: item[key] for key in keys if key in item} for item in report["artifacts"]],
+    }

@@ -12,6 +12,10 @@ from act.run.page.scatter import pictures, relative_points
 from act.run.page.summary import verdict
 
 TEXT = ("run", "file")  # columns that hold words
+HOW = (
+    "<p><small>Accuracies in percent; change, smaller and speed-ups are against each run's own original; b8: in batches "
+    "of 8.</small></p>"
+)
 
 
 def compare_page(runs: Sequence[Run], notes: Sequence[str]) -> str:
@@ -21,21 +25,20 @@ def compare_page(runs: Sequence[Run], notes: Sequence[str]) -> str:
     columns, cells = [columns[index] for index in shown], [[row[index] for index in shown] for row in cells]
     head = [name if name in TEXT else Number(called(name)) for name in columns]
     body = [[cell if name in TEXT else Number(cell) for name, cell in zip(columns, row, strict=True)] for row in cells]
+    keys = ("key", *(run.name for run in runs))
     different = [[key, *values] for key, values in differences(runs)]
     known = [names[0] for run in runs if (names := metrics(run.report))]
     points = [point for run in runs for point in relative_points(run.report, run.name)]
     drawn = pictures(points, {}, known[0], relative=True) if known and len(set(known)) == 1 else ""
-    environments = [f"<h3>{escape(run.name)}</h3>{mapping(run.report.get('environment', {}))}" for run in runs]
+    environments = "".join(f"<h3>{escape(run.name)}</h3>{mapping(run.report.get('environment', {}))}" for run in runs)
     parts = [
         _header(runs, notes),
-        section("Figures", table(head, body) + "<p><small>Accuracies in percent; change, smaller and speed-ups are "
-                "against each run's own original; b8: in batches of 8.</small></p>"),
+        section("Figures", table(head, body) + HOW),
         section("Accuracy and speed", f'<div class="figures">{drawn}</div>' if drawn else ""),
         section("Stages", _stages(runs)),
-        section("What differs in the recipes", table(("key", *(run.name for run in runs)), different)
-                if different else "<p>Nothing.</p>"),
-        section("Environments", details("Versions and machines", "".join(environments))),
-    ]  # fmt: skip
+        section("What differs in the recipes", table(keys, different) if different else "<p>Nothing.</p>"),
+        section("Environments", details("Versions and machines", environments)),
+    ]
     return document(f"{', '.join(run.name for run in runs)}: vitcompress compare", parts)
 
 
