@@ -13,8 +13,8 @@ from act.run.page.summary import verdict
 
 TEXT = ("run", "file")  # columns that hold words
 HOW = (
-    "<p><small>Accuracies in percent; change, smaller and speed-ups are against each run's own original; b8: in batches "
-    "of 8.</small></p>"
+    "<p><small>Accuracies in percent; change, smaller and speed-ups are against each run's own original; b8: in "
+    "batches of 8.</small></p>"
 )
 
 
