@@ -88,7 +88,7 @@ def _map(heading: str, label: str, entries: Sequence[Entry], value: Value, colou
             own = [entry for entry in entries if _column(entry) == column and _row(entry) == row]
             if own:
                 drawn.append(_cell(own, value, GUTTER + index * width, top, width, colour, depth))
-    return figure(heading, label, "".join(drawn), size=(GUTTER + width * len(columns), HEAD + ROW * len(rows)))
+    return figure(heading, label, "".join(drawn), size=(WIDTH, HEAD + ROW * len(rows)))
 
 
 def _column(entry: Entry) -> str:
