@@ -37,7 +37,7 @@ def layers(report: Mapping[str, Any]) -> str:
     )
     return (
         f'<div class="figures">{"".join(maps)}</div><p><small>Rows are kinds of matrix products, columns blocks in '
-        f"the order of a forward. {how}</small></p>{details(f'All {len(entries)} products', _table(entries))}"
+        f"the order of a forward; x: removed. {how}</small></p>{details(f'All {len(entries)} products', _table(entries))}"
     )
 
 
@@ -69,17 +69,20 @@ def _map(heading: str, label: str, entries: Sequence[Entry], value: Value, colou
     plain = 32.0 if value is _bits else 0.0
     if all(found == plain for found in known):
         return ""
-    largest = max(known)
+    smallest, largest = min(known), max(known)
     depth = depth or (lambda found: found / largest)
+    label += f", {smallest:.0f} to {largest:.0f}"
     columns = list(dict.fromkeys(map(_column, entries)))
     known_rows = [_row(entry) for entry in entries if value(entry) is not None]
     rows = sorted(dict.fromkeys(known_rows), key=lambda name: name == OUTSIDE)
     width = min(34.0, (WIDTH - GUTTER) / len(columns))
     drawn = []
-    for index, column in enumerate(columns):
-        inside = any(entry["block"] == column for entry in entries)
-        shown = _number(column) if inside else ""
-        if width >= 6.5 * len(shown) or index % 3 == 0:
+    blocks = {entry["block"] for entry in entries}
+    numbers = [_number(column) if column in blocks else "" for column in columns]
+    # Where there is no room for all, every second or third block is named.
+    every = math.ceil((6.2 * max(map(len, numbers)) + 4) / width)
+    for index, shown in enumerate(numbers):
+        if index % every == 0:
             drawn.append(text(GUTTER + (index + 0.5) * width, HEAD - 6, shown, "middle"))
     for level, row in enumerate(rows):
         top = HEAD + level * ROW
@@ -89,6 +92,11 @@ def _map(heading: str, label: str, entries: Sequence[Entry], value: Value, colou
             if own:
                 drawn.append(_cell(own, value, GUTTER + index * width, top, width, colour, depth))
     return figure(heading, label, "".join(drawn), size=(WIDTH, HEAD + ROW * len(rows)))
+
+
+def _room(words: str) -> float:
+    """Width that words in a cell need; no less than two digits do, so that a map has all of its figures or none."""
+    return max(18.0, 6.2 * len(words.replace("·", "")) + 3 * words.count("·") + 4)
 
 
 def _column(entry: Entry) -> str:
@@ -105,13 +113,14 @@ def _cell(own: Sequence[Entry], value: Value, x: float, top: float, width: float
     names = ", ".join(entry["name"] for entry in own)
     box = f'x="{x + 0.75:.2f}" y="{top}" width="{width - 1.5:.2f}" height="{ROW - 1.5}" rx="2"'
     if not pairs:
-        gone = "removed" if not any(entry["macs"] for entry in own) else "not comparable"
-        said = f"<title>{escape(f'{names}: {gone}')}</title>"
-        return f'<rect {box} fill="none" stroke="var(--line)">{said}</rect>'
+        gone = not any(entry["macs"] for entry in own)
+        said = f"<title>{escape(f'{names}: ' + ('removed' if gone else 'not comparable'))}</title>"
+        cross = text(x + width / 2, top + 14, "x", "middle") if gone else ""
+        return f'<rect {box} fill="none" stroke="var(--line)">{said}</rect>{cross}'
     mean = sum(found * weight for found, weight in pairs) / sum(weight for _, weight in pairs)
     shade = STRONGEST * min(max(depth(mean), 0.0), 1.0)
     words = "·".join(map(str, dict.fromkeys(own[0]["bits"]))) if value is _bits else f"{mean:.0f}"
-    shown = text(x + width / 2, top + 14, words, "middle", "cell") if width >= 6.2 * len(words) + 1 else ""
+    shown = text(x + width / 2, top + 14, words, "middle", "cell") if width >= _room(words) else ""
     said = f"{names}: {words if value is _bits else f'{mean:.2f}'}"
     return (
         f'<rect {box} fill="{colour}" fill-opacity="{shade:.3f}" stroke="var(--line)">'
