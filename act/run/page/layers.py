@@ -37,7 +37,8 @@ def layers(report: Mapping[str, Any]) -> str:
     )
     return (
         f'<div class="figures">{"".join(maps)}</div><p><small>Rows are kinds of matrix products, columns blocks in '
-        f"the order of a forward; x: removed. {how}</small></p>{details(f'All {len(entries)} products', _table(entries))}"
+        f"the order of a forward; x: removed. {how}</small></p>"
+        f"{details(f'All {len(entries)} products', _table(entries))}"
     )
 
 
