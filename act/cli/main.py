@@ -18,6 +18,8 @@ from act import __version__
 from act.cli import (
     analyze,
     bench,
+    compare,
+    completion,
     doctor,
     engine,
     eval,
@@ -31,9 +33,9 @@ from act.cli import (
     sensitivity,
     verify,
 )
-from act.cli.common import debug_argument
 from act.errors import ActError, InputError
 from act.run.stop import Stopped, sigterm_raises
+from act.verbosity import set_quiet
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
 VERBS = {
@@ -47,12 +49,18 @@ VERBS = {
     "reproduce": reproduce,
     "eval": eval,
     "bench": bench,
+    "compare": compare,
     "export": export,
     "engine": engine,
     "verify": verify,
     "doctor": doctor,
+    "completion": completion,
 }
 PROGRAM = "vitcompress"
+FLAGS = {  # of every verb
+    "debug": "show the traceback of an error",
+    "quiet": "no progress and no remarks: only warnings, errors and the result",
+}
 _EPILOG = """\
 examples:
   vitcompress run quickstart                       the embedded example, from YAML to a verified ONNX file
@@ -79,7 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    debug_argument(parser, False)
+    for name, text in FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, module in VERBS.items():
         verb = verbs.add_parser(
@@ -90,7 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.arguments(verb)
-        debug_argument(verb)
+        for flag, text in FLAGS.items():
+            verb.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS, help=text)
         verb.set_defaults(command=module.command)
     return parser
 
@@ -99,13 +109,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command line; a verb's list of words (key=value, files) may go on after options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
+    for flag in [word for word in rest if word in [f"--{name}" for name in FLAGS]]:  # after an action of a verb
+        rest.remove(flag)
+        setattr(args, flag.removeprefix("--"), True)
     # argparse gives a list of words only those before the first option; the rest come back as unknown.
     name = next((name for name in ("overrides", "files") if hasattr(args, name)), None)
     words = [word for word in rest if name is not None and not word.startswith("-")]
     unknown = [word for word in rest if word not in words]
     if unknown:
         parser.prog = f"{PROGRAM} {args.verb}"  # whose --help has what is known
-        parser.error(f"unknown: {' '.join(unknown)}")
+        parser.error(f"{args.verb}: unknown: {' '.join(unknown)}")
     if name is not None:
         setattr(args, name, [*getattr(args, name), *words])
     return args
@@ -115,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only argparse's own errors and --help raise SystemExit."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
+    set_quiet(args.quiet)
     try:
         with sigterm_raises():
             return int(args.command(args))

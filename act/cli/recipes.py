@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from act.cli import sharing
-from act.cli.common import debug_argument, json_argument
+from act.cli.common import json_argument
 from act.cli.output import note, print_json, table
 from act.errors import InputError
 
@@ -44,9 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     validate = actions.add_parser("validate", help="report every problem of recipes; exit code 2 if there is one")
     validate.add_argument("recipes", metavar="RECIPE", nargs="+")
     validate.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    json_argument(validate)
     sharing.add_actions(actions)
-    for action in actions.choices.values():
-        debug_argument(action)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -114,7 +113,7 @@ def _validate(args: argparse.Namespace) -> int:
     words = [word for word in args.recipes if _is_override(word)] + args.overrides
     if all(_is_override(word) for word in args.recipes):
         raise InputError(f"{args.recipes[0]}: changes a recipe, and none is named; write: recipes validate RECIPE ...")
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     for name in args.recipes:
         if _is_override(name):
             continue
@@ -122,11 +121,16 @@ def _validate(args: argparse.Namespace) -> int:
             loaded = read_recipe(name, words)
             for text in loaded.notes:
                 note(f"{name}: {text}")
-            print(f"{name}: ok")
+            problems[name] = []
         except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
+            problems[name] = error.problems
+        if not args.json and not problems[name]:
+            print(f"{name}: ok")
+    if args.json:
+        print_json([{"recipe": name, "ok": not found, "problems": found} for name, found in problems.items()])
+        return InputError.exit_code if any(problems.values()) else 0
+    if any(problems.values()):
+        raise InputError([problem for found in problems.values() for problem in found])
     return 0
 
 

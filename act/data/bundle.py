@@ -116,6 +116,11 @@ class DataBundle:
         return self._train is not None
 
     @property
+    def has_calibration(self) -> bool:
+        """Whether `calibration` has images: those of data.calibration, else of data.train."""
+        return self._calibration is not None
+
+    @property
     def has_val(self) -> bool:
         return self._val is not None
 

@@ -13,9 +13,9 @@ from act.recipe.references import data_paths, portable, without_local_paths
 from act.run.atomic import write_json, write_text
 from act.run.environment import describe, machine_fingerprint
 from act.run.folder import RunFolder
-from act.run.goals import Goal, status_of
-from act.run.html import render
+from act.run.goals import Goal, judged, status_of
 from act.run.log import read_events
+from act.run.page import render
 from act.run.reading import read_json
 
 if TYPE_CHECKING:
@@ -35,14 +35,17 @@ def build_report(
     stages: Sequence[Mapping[str, Any]],
     artifacts: Sequence[Mapping[str, Any]],
     goals: list[Goal],
+    metric: str,
 ) -> dict[str, Any]:
     """The report as plain JSON; no path, user or host of this machine is in it.
 
     `weights` is the hash of the original model's tensors, `settings_hash` that of the recipe without locations.
     `agreement` is always with the original's predictions, `agreement_torch` of a file that with the torch model it
-    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch. `checks` is what
-    verifying the artifact folder found, empty until that was done.
+    was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch. `metric` names the figure
+    that goals go by, `judged` the file and the batch size. `checks` is what verifying the artifact folder found, empty
+    until that was done; `layers` is added by `act.run.per_layer.layer_figures`.
     """
+    chosen = judged(recipe.target, artifacts)
     return {
         "schema": SCHEMA,
         "name": recipe.name,
@@ -51,6 +54,8 @@ def build_report(
         "recipe_hash": recipe_hash(recipe),
         "settings_hash": settings_hash(recipe),
         "model": {"name": recipe.model.name or "module", "weights": weights},
+        "metric": metric,
+        "judged": {"format": chosen["format"], "batch": recipe.target.batch},
         "environment": describe(),
         "data": {
             "fingerprint": data.fingerprint() if data is not None else None,

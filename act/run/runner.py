@@ -30,6 +30,7 @@ from act.run.goals import EXIT_CODES, check_measurable, judge, judged
 from act.run.keys import chain_key, weights_hash
 from act.run.log import EventLog
 from act.run.metrics import Callback, Scorer
+from act.run.per_layer import layer_figures
 from act.run.ranks import is_main, main_first, state, wait
 from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
@@ -221,7 +222,8 @@ class _Run:
         goals = judge(target, baseline, judged(target, artifacts), name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals)
+        report = build_report(self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals, name)
+        report["layers"] = layer_figures(self.original, model, self.ctx)
         report["checks"] = seal(session, measured(report), self.preprocess)
         write_report(self.folder, self.recipe, report)
         mark_delivered(self.folder, key)
