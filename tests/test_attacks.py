@@ -29,7 +29,7 @@ from act.cli.main import main
 from act.errors import InputError
 from act.models import read_checkpoint
 from act.recipe.load import load_recipe
-from act.run.html import render
+from act.run.page import render
 from act.run.reading import MAX_HEADER, MAX_JSON, check_contained, read_json
 from act.verify.folder import verify_folder
 
