@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from act.models import taking
 from act.tokens.blocks import TokenMerge
 
 KINDS = ("patch_embed", "qkv", "qk^T", "av", "proj", "fc1", "fc2", "head", "merge", "other")
@@ -92,7 +93,7 @@ def analyze(model: nn.Module, input_size: tuple[int, int, int], repeats: int = 0
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             for _ in range(1 + repeats):
                 trace = _Trace(model)
-                with trace.watching():
+                with trace.watching(), taking(input_size):
                     outputs = model(image)
                 traces.append(trace)
     finally:

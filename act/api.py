@@ -52,17 +52,28 @@ class AutoCompression:
         self.recipe = _recipe(config)
         self.model = self._model(model)
         self.data = self._data(train_dataloader, eval_dataloader)
+        if eval_callback is not None and not callable(eval_callback):
+            raise InputError(f"eval_callback: {type(eval_callback).__name__}; pass a function of a model to a number")
         self.eval_callback = eval_callback
         self.save_dir = Path(save_dir) if save_dir is not None else Path("runs") / self.recipe.name
         self.force = force
 
     def compress(self) -> RunResult:
-        """Run the recipe; see `act.run.runner.run` for what it raises."""
+        """Run the recipe; see `act.run.runner.run` for what it raises.
+
+        Progress is printed to stderr, with the time that is left, see `act.verbosity`; a notebook shows the result as a
+        table.
+        """
         return run(self.recipe, self.save_dir, self.model, self.data, self.eval_callback, self.force)
 
     def _model(self, model: nn.Module | str | Path | None) -> nn.Module | None:
         if model is None or isinstance(model, nn.Module):
             return model
+        if not isinstance(model, str | Path):
+            raise InputError(
+                f"model: {_kind(model)}; pass an nn.Module, a timm model name, the path of a checkpoint, or None for "
+                "the recipe's own"
+            )
         if isinstance(model, Path) or Path(model).suffix in CHECKPOINTS:
             self.recipe.model.checkpoint = str(model)
         else:
@@ -103,4 +114,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 def _recipe(config: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     if isinstance(config, Recipe):
         return copy.deepcopy(config)
+    if not isinstance(config, Mapping | str | Path):
+        raise InputError(
+            f"config: {_kind(config)}; pass the path or name of a recipe, a mapping shaped like one, or a Recipe"
+        )
     return recipe_from_dict(config) if isinstance(config, Mapping) else load_recipe(config)
+
+
+def _kind(value: object) -> str:
+    """What was passed, for messages; a class is often its instance forgotten."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

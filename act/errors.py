@@ -23,7 +23,8 @@ class InputError(ActError):
     exit_code = 2
 
     def __init__(self, problems: str | list[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        # What libraries say, which many of these messages quote, may have several lines.
+        self.problems = [" ".join(line.split("\n")) for line in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 

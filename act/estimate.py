@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from act.models import taking
 from act.recipe.schema import TrainConfig
 from act.strategies.base import Strategy
 
@@ -124,12 +125,13 @@ def output_sizes(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str
 
 
 def run_once(model: nn.Module, input_size: tuple[int, int, int], hooks: Sequence[Any]) -> None:
-    """One forward of one black image, then remove `hooks`; the model's mode is kept."""
+    """One forward of one black image, then remove `hooks`; the model's mode is kept. InputError if it takes no such
+    image."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     training = model.training
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), taking(input_size):
             model(torch.zeros(1, *input_size, device=device))
     finally:
         model.train(training)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from act.errors import InputError
+from act.errors import ActError, InputError
+from act.recipe.check import FORBIDDEN_KWARGS
 from act.recipe.schema import ModelConfig
+from act.run.reading import check_header
 
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 
@@ -24,8 +28,11 @@ def load_model(cfg: ModelConfig) -> nn.Module:
         raise InputError("model.name: missing; write a timm model name, e.g. deit_tiny_patch16_224")
     if cfg.name not in timm.list_models() and cfg.name not in timm.list_pretrained():
         near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3)
-        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        hint = f" (did you mean {', '.join(near)}?)" if near else "; allowed: what timm.list_models() lists"
         raise InputError(f"model.name: timm {timm.__version__} has no model {cfg.name!r}{hint}")
+    forbidden = [key for key in cfg.kwargs if key.startswith(FORBIDDEN_KWARGS)]
+    if forbidden:
+        raise InputError(f"model.kwargs.{forbidden[0]}: would read another file; write model.checkpoint")
     state = None if cfg.checkpoint is None else read_checkpoint(Path(cfg.checkpoint))
     kwargs: dict[str, Any] = dict(cfg.kwargs)
     classes = cfg.num_classes if cfg.num_classes is not None else _classes_of(cfg.name, state)
@@ -53,24 +60,32 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            check_header(path)
             loaded: Any = load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it says nothing that a refusal does not
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many types; whatever it is, the file is the problem
+        # What torch says of such a file is how to open it all the same.
+        reason = _first_line(error) if path.suffix == ".safetensors" else "damaged, or holds more than plain tensors"
         raise InputError(
-            f"model.checkpoint: {path}: not a readable checkpoint ({_first_line(error)}); "
-            "allowed: .safetensors, or a torch file of plain tensors"
+            f"model.checkpoint: {path}: not a readable checkpoint ({reason}); allowed: .safetensors, or a torch file "
+            "of plain tensors (a pickle of anything else could run code, and is not opened)"
         ) from error
     for key in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"model.checkpoint: {path}: holds no mapping of names to tensors")
+        raise InputError(
+            f"model.checkpoint: {path}: holds no mapping of names to tensors; save model.state_dict(), as .safetensors"
+        )
     return {str(key).removeprefix("module."): value for key, value in loaded.items()}
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load `state` into `model`; InputError listing the first tensors that are missing, left over or misshapen."""
+    """Load `state` into `model`; InputError listing the first tensors that are missing, left over, misshapen, of
+    another kind, or not finite."""
     own = model.state_dict()
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
@@ -81,12 +96,29 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
             problems.append(f"{label} {len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
     for key in shapes[:3]:
         problems.append(f"{key} is {list(state[key].shape)}, the model wants {list(own[key].shape)}")
+    for key in (key for key in own if key in state):
+        if state[key].is_floating_point() != own[key].is_floating_point():
+            problems.append(f"{key} is {state[key].dtype}, the model wants {own[key].dtype}")
+        elif own[key].is_floating_point() and not bool(state[key].isfinite().all()) and bool(own[key].isfinite().all()):
+            problems.append(f"{key} has NaN or infinite values")
     if problems:
         raise InputError(
-            f"model.checkpoint: {where}: does not fit the model: {'; '.join(problems)}; "
+            f"model.checkpoint: {where}: does not fit the model: {'; '.join(problems[:5])}; "
             "check model.name, model.num_classes and model.kwargs"
         )
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
+
+
+@contextmanager
+def taking(input_size: Sequence[int]) -> Iterator[None]:
+    """Whatever a model's forward raises inside becomes an InputError: it cannot take images of `input_size`."""
+    try:
+        yield
+    except ActError:
+        raise
+    except Exception as error:  # the model is the user's; whatever its forward raises, the images do not fit it
+        reason = _first_line(error)
+        raise InputError(f"model: cannot take images of {list(input_size)}: {reason}; check data.input_size") from error
 
 
 def logits(output: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from act.automatic import Automatic, choose_strategies
 from act.context import Context
 from act.errors import InputError
-from act.estimate import Memory, estimate_memory
+from act.estimate import Memory, estimate_memory, run_once
 from act.recipe.load import stage_train_config, training_stages
 from act.recipe.references import model_configs
 from act.recipe.schema import Recipe, TrainConfig
@@ -110,6 +110,7 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
 
     problems: list[str] = []
     preprocess = resolve_preprocess(model, recipe.data)
+    run_once(model, preprocess.input_size, [])  # a model that does not take these images is the first thing to say
     data: DataBundle | None = None
     if recipe.data.train is not None or recipe.data.val is not None:
         from act.data.bundle import DataBundle

@@ -12,8 +12,8 @@ import act.run.stages as stages
 from act.distill.weights import sparse_aware, unweighted, why_equal
 from act.errors import InputError
 from act.recipe.load import load_recipe, recipe_from_dict
-from act.run.html import render
 from act.run.log import read_events
+from act.run.page import render
 from act.run.runner import run
 from act.run.sealed import write_sealed
 from act.train.progress import WINDOW, Meter

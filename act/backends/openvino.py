@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy.typing as npt
 
 from act.backends.base import Images
+from act.backends.onnx_guard import check_external_data
 from act.backends.signal_stack import kept_signal_stack
 from act.errors import InputError
 
@@ -53,13 +55,35 @@ def precisions() -> list[str]:
     return ["f32", *(ours for theirs, ours in (("BF16", "bf16"), ("FP16", "f16")) if theirs in capabilities)]
 
 
+def check_ir(path: Path) -> None:
+    """InputError unless `path` is a file and, when it is called .xml, OpenVINO's IR with its weights beside it.
+
+    OpenVINO itself tries every other format on what it does not know, each with messages of its own.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix != ".xml":
+        return
+    try:
+        root = ElementTree.parse(path).getroot().tag
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{path}: OpenVINO cannot open it: not XML: {error}") from error
+    if root != "net":
+        raise InputError(
+            f"{path}: OpenVINO cannot open it: its root is <{root}>; allowed: <net>, as OpenVINO writes it"
+        )
+    if not path.with_suffix(".bin").is_file():
+        raise InputError(f"{path}: its weights {path.with_suffix('.bin').name} are not beside it")
+
+
 def compile_model(path: str | Path, threads: int = 0, precision: str = "f32", profile: bool = False) -> Any:
     """An openvino.CompiledModel on the CPU; with `profile` its requests record every operator's time."""
     reason = OpenVino().available()
     if reason is not None:
         raise InputError(f"backend: openvino: cannot run here: {reason}")
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    if Path(path).suffix == ".onnx":
+        check_external_data(path)
+    check_ir(Path(path))
     import openvino
 
     # Unasked, it computes in bfloat16 on CPUs that have it, and the result would differ from the torch model's.

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from act.backends.onnx_guard import check_external_data
+from act.backends.openvino import check_ir
 from act.errors import InputError
 from act.run.atomic import sha256_file
 
@@ -75,16 +77,18 @@ def _file(path: Path, role: str) -> Source:
         raise InputError(f"{path}: no such file or run folder")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: of unknown kind; allowed: {', '.join(SUFFIXES)}, or a finished run folder")
-    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
-        raise InputError(f"{path}: its weights {path.with_suffix('.bin').name} are not beside it")
+    if path.suffix == ".xml":
+        check_ir(path)
     return Source("original" if role == BASELINE else path.name, path, role)
 
 
 def _run_folder(folder: Path, originals: list[Source]) -> list[Source]:
     """The artifacts of a run; its original is added to `originals`."""
     from act.run.folder import RunFolder
+    from act.run.reading import check_contained
     from act.run.report import read_report
 
+    check_contained(folder)
     report = read_report(RunFolder(folder))
     if report is None:
         raise InputError(f"{folder}: no finished run: there is no report.json in it; name a file, or finish the run")
@@ -134,17 +138,11 @@ def common_input_size(sources: Sequence[Source]) -> tuple[int, int, int]:
     return next(iter(sizes.values()))
 
 
-def _onnx_model(path: Path) -> Any:
+def _onnx_input(path: Path) -> list[int]:
     import onnx
 
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf and onnx raise many types; the file is the problem
-        raise InputError(f"{path}: not a readable ONNX file: {error}") from error
-
-
-def _onnx_input(path: Path) -> list[int]:
-    graph = _onnx_model(path).graph
+    check_external_data(path)
+    graph = onnx.load(str(path), load_external_data=False).graph
     held = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in held]
     if not inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +143,7 @@ Subjects = tuple[dict[str, "nn.Module"], tuple[int, int, int], dict[str, int]]
 
 def _models(name: str, overrides: Sequence[str]) -> Subjects:
     """The models to analyse by title, the size of their input, and the bytes of their tensors in packed storage."""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: a run folder is analysed as it is; leave key=value out")
         return _run_models(Path(name))
@@ -162,17 +161,19 @@ def _run_models(folder: Path) -> Subjects:
     from act.models import load_model
     from act.rebuild import load_model_folder, read_arch
     from act.recipe.schema import ModelConfig
+    from act.run.reading import check_contained, read_json
     from act.storage.sizes import tensor_bytes
 
+    check_contained(folder)
     artifact = folder / "artifact" if (folder / "artifact").is_dir() else folder
     arch = read_arch(artifact)
     base = arch["base"]
     if base is None:
         raise InputError(f"{folder}: its model came as a module from Python and cannot be built from its name")
     try:
-        size = json.loads((artifact / "preprocess.json").read_text(encoding="utf-8"))["input_size"]
+        size = read_json(artifact / "preprocess.json")["input_size"]
         channels, height, width = (int(length) for length in size)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{artifact / 'preprocess.json'}: cannot be read: {error}; name a finished run") from error
     original = load_model(ModelConfig(name=base["name"], num_classes=base["num_classes"], kwargs=dict(base["kwargs"])))
     compressed = load_model_folder(artifact)

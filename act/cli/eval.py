@@ -13,6 +13,8 @@ from act.errors import InputError
 if TYPE_CHECKING:
     from act.backends import Session
 
+MAX_THREADS = 4096  # as export.threads
+
 HELP = "score an exported file on the validation images of a recipe"
 DESCRIPTION = """\
 Opens an exported file in a runtime and scores it on data.val of a recipe: top-1 when the images are labelled, and the
@@ -44,10 +46,12 @@ def command(args: argparse.Namespace) -> int:
     recipe = read(args)
     if recipe.data.val is None:
         raise InputError(f"{args.recipe}: data.val: not given; write data.val=FOLDER after the options")
-    if not args.file.exists():
-        raise InputError(f"{args.file}: no such file")
-    if args.threads < 0:
-        raise InputError(f"--threads: {args.threads}; allowed: 0 (all cores) or more")
+    if not args.file.is_file():
+        kind = "a folder; name one file in it" if args.file.is_dir() else "no such file"
+        raise InputError(f"{args.file}: {kind}, such as artifact/model.onnx of a run")
+    # Runtimes start every thread they are asked for, whatever the machine has.
+    if not 0 <= args.threads <= MAX_THREADS:
+        raise InputError(f"--threads: {args.threads}; allowed: 0 (all cores) to {MAX_THREADS}")
     from act.data.bundle import DataBundle
     from act.data.preprocess import resolve_preprocess
     from act.models import load_model

@@ -12,11 +12,30 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from act import __version__
-from act.cli import analyze, bench, doctor, engine, eval, export, nodes, plan, recipes, run, search, sensitivity, verify
+from act.cli import (
+    analyze,
+    bench,
+    compare,
+    completion,
+    doctor,
+    engine,
+    eval,
+    export,
+    nodes,
+    plan,
+    recipes,
+    reproduce,
+    run,
+    search,
+    sensitivity,
+    verify,
+)
 from act.errors import ActError, InputError
 from act.run.stop import Stopped, sigterm_raises
+from act.verbosity import set_quiet
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
 VERBS = {
@@ -27,14 +46,21 @@ VERBS = {
     "analyze": analyze,
     "sensitivity": sensitivity,
     "recipes": recipes,
+    "reproduce": reproduce,
     "eval": eval,
     "bench": bench,
+    "compare": compare,
     "export": export,
     "engine": engine,
     "verify": verify,
     "doctor": doctor,
+    "completion": completion,
 }
 PROGRAM = "vitcompress"
+FLAGS = {  # of every verb
+    "debug": "show the traceback of an error",
+    "quiet": "no progress and no remarks: only warnings, errors and the result",
+}
 _EPILOG = """\
 examples:
   vitcompress run quickstart                       the embedded example, from YAML to a verified ONNX file
@@ -45,16 +71,24 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(InputError.exit_code, f"{PROGRAM}: error: {message}; see: {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description="Prune, distil and quantise an unmodified vision transformer from one YAML, to a verified file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name, text in FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, module in VERBS.items():
         verb = verbs.add_parser(
@@ -65,9 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.arguments(verb)
-        verb.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-        )
+        for flag, text in FLAGS.items():
+            verb.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS, help=text)
         verb.set_defaults(command=module.command)
     return parser
 
@@ -76,12 +109,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command line; a verb's list of words (key=value, files) may go on after options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
+    for flag in [word for word in rest if word in [f"--{name}" for name in FLAGS]]:  # after an action of a verb
+        rest.remove(flag)
+        setattr(args, flag.removeprefix("--"), True)
     # argparse gives a list of words only those before the first option; the rest come back as unknown.
     name = next((name for name in ("overrides", "files") if hasattr(args, name)), None)
     words = [word for word in rest if name is not None and not word.startswith("-")]
     unknown = [word for word in rest if word not in words]
     if unknown:
-        parser.error(f"unknown: {' '.join(unknown)}; see: {PROGRAM} {args.verb} --help")
+        parser.prog = f"{PROGRAM} {args.verb}"  # whose --help has what is known
+        parser.error(f"{args.verb}: unknown: {' '.join(unknown)}")
     if name is not None:
         setattr(args, name, [*getattr(args, name), *words])
     return args
@@ -91,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only argparse's own errors and --help raise SystemExit."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
+    set_quiet(args.quiet)
     try:
         with sigterm_raises():
             return int(args.command(args))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from act.cli.common import read, recipe_arguments
+from act.cli.common import finish, json_argument, read, recipe_arguments
+from act.cli.sharing import show_pulled
 
 HELP = "compress a model as a recipe says, export, verify and report"
 DESCRIPTION = """\
@@ -19,6 +20,7 @@ examples:
   vitcompress run quickstart
   vitcompress run recipe.yaml --dir runs/first TrainConfig.epochs=3 QuantAware.weight_bits=4
   vitcompress run recipe.yaml ~Prune data.train=/photos
+  vitcompress run recipe.yaml --json --quiet > report.json
   accelerate launch --num_processes 2 -m act run recipe.yaml --dir runs/two
 """
 
@@ -33,11 +35,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="use a run folder although its recipe, model or data were others: finished stages whose inputs are the "
         "same are kept, the rest is removed and computed anew (without it: refused, naming what differs)",
     )
+    json_argument(parser)
 
 
 def command(args: argparse.Namespace) -> int:
     """Run; the exit code says whether the goals were met."""
     recipe = read(args)
+    show_pulled(args.recipe, recipe)
     from act.run.runner import run
 
-    return run(recipe, args.dir or Path("runs") / recipe.name, force=args.force).exit_code
+    return finish(run(recipe, args.dir or Path("runs") / recipe.name, force=args.force), args.json)

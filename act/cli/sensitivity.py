@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act.cli.common import read, recipe_arguments
+from act.cli.common import json_file_argument, read, recipe_arguments, unwritable
 from act.cli.output import note, print_json, table
-from act.cli.plan import shorten
 from act.errors import InputError
+from act.folding import shorten
+from act.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -56,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=30, metavar="N", help="rows of the table; 0: all (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON; - prints it, and no table")
+    json_file_argument(parser)
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw a heat map, layers by treatments (.svg, .png or .pdf)"
     )
@@ -103,24 +103,14 @@ def _check(args: argparse.Namespace) -> None:
     if unknown or not _families(args):
         problems.append(f"--treatments: {args.treatments}; allowed: {', '.join(FAMILIES)}, separated by commas")
     if args.json is not None and str(args.json) != "-":
-        problems += _unwritable("--json", args.json)
+        problems += unwritable("--json", args.json)
     if args.picture is not None:
         from act.sensitivity.picture import picture_problem
 
         problem = picture_problem(args.picture)
-        problems += [problem] if problem is not None else _unwritable("--picture", args.picture)
+        problems += [problem] if problem is not None else unwritable("--picture", args.picture)
     if problems:
         raise InputError(problems)
-
-
-def _unwritable(option: str, path: Path) -> list[str]:
-    if path.is_dir():
-        return [f"{option}: {path}: a folder; name a file"]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return [f"{option}: {path.parent}: cannot be made ({error.strerror}); choose another folder"]
-    return [] if os.access(path.parent, os.W_OK) else [f"{option}: {path.parent}: not writable; choose another folder"]
 
 
 def _measured(recipe: Recipe, args: argparse.Namespace) -> Measured:
@@ -152,7 +142,7 @@ class _Watch:
     """Progress on stderr: a line that changes on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._terminal, self._last = sys.stderr.isatty(), time.monotonic()
+        self._terminal, self._last = sys.stderr.isatty() and not is_quiet(), time.monotonic()
 
     def __enter__(self) -> _Watch:
         return self

@@ -18,6 +18,14 @@ ACCEPTED = (
 )
 
 
+class BadBatch(InputError):
+    """What a loader, or one of its worker processes, met in the data."""
+
+    def __init__(self, problem: str) -> None:
+        # DataLoader rebuilds a worker's exception from the text of its traceback, of which only the end is ours.
+        super().__init__(problem.strip().rpartition("\n")[2].partition(f"{type(self).__name__}: ")[2] or problem)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images float32 [B, C, H, W], normalised; labels int64 [B], or None when there are none."""
@@ -91,7 +99,10 @@ def _images(images: object, item: object) -> Tensor:
             f"data loader: images are {describe(images)}; they must be floating point and normalised as the model "
             "expects (for example by timm.data.create_transform)"
         )
-    return images.float()
+    found = images.float()
+    if not bool(found.sum().isfinite()):
+        raise InputError(f"data loader: images are {describe(images)} with NaN or infinite values; pass finite ones")
+    return found
 
 
 def _labels(labels: object, images: object, item: object) -> Tensor | None:
@@ -103,4 +114,6 @@ def _labels(labels: object, images: object, item: object) -> Tensor | None:
             f"data loader: labels are {describe(labels)} beside {count} images; they must be an integer tensor "
             "[B] of class indices, or be left out"
         )
+    if len(labels) and int(labels.min()) < 0:
+        raise InputError(f"data loader: a label is {int(labels.min())}; allowed: class indices, 0 or more")
     return labels.long()

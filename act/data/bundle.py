@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
@@ -116,6 +116,11 @@ class DataBundle:
         return self._train is not None
 
     @property
+    def has_calibration(self) -> bool:
+        """Whether `calibration` has images: those of data.calibration, else of data.train."""
+        return self._calibration is not None
+
+    @property
     def has_val(self) -> bool:
         return self._val is not None
 
@@ -137,6 +142,12 @@ class DataBundle:
     def val_images(self) -> int | None:
         """As `train_images`."""
         return 0 if self._val is None else self._val.images
+
+    @property
+    def input_size(self) -> tuple[int, int, int] | None:
+        """[channels, height, width] of the batches; None without any images."""
+        split = self._train or self._val
+        return None if split is None else split.input_size
 
     @property
     def skipped(self) -> list[str]:
@@ -184,6 +195,8 @@ class DataBundle:
                     "data.class_map, a text file with the class name of each output in order (or put the images "
                     "directly into the folder to use them without labels)"
                 )
+            if isinstance(split, LoaderSplit):
+                split.same.classes = num_classes  # its further batches are checked as they come
         if problems:
             raise InputError(problems)
 
@@ -193,6 +206,17 @@ class DataBundle:
         if self._calibration is not self._train:
             roles["data.calibration"] = self._calibration
         return {role: split.fingerprint() for role, split in roles.items() if split is not None}
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """For each role that was given: `fingerprint`, sha256 (hex) over names, sizes and labels, and `images`."""
+        roles = {"train": self._train, "val": self._val}
+        if self._calibration is not self._train:
+            roles["calibration"] = self._calibration
+        return {
+            role: {"fingerprint": hashlib.sha256(split.fingerprint().encode()).hexdigest(), "images": split.images}
+            for role, split in roles.items()
+            if split is not None
+        }
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the names, sizes and labels of all images; the same on every machine."""

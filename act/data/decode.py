@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from typing import IO
 
@@ -10,7 +11,10 @@ import numpy as np
 from PIL import Image
 
 # What Pillow's decoders raise on broken files, besides OSError: each was met on truncated or corrupted images.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 
 
 def decode(stream: IO[bytes], channels: int) -> Image.Image:
@@ -20,9 +24,14 @@ def decode(stream: IO[bytes], channels: int) -> Image.Image:
     orientation is not applied. 16-bit grey is scaled to 8 bits, because Pillow's own conversion clips it to white.
 
     Raises:
-        one of `UNREADABLE` when the bytes are no image, are cut short, or hold floating-point pixels.
+        one of `UNREADABLE` when the bytes are no image, are cut short, hold floating-point pixels, or are an image of
+        more than Pillow's `Image.MAX_IMAGE_PIXELS`.
     """
-    with Image.open(stream) as image:
+    with warnings.catch_warnings():
+        # Up to twice the limit Pillow only warns, and would take a gigabyte for it in every worker.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(stream)
+    with image:
         image.load()
         if image.mode == "F":
             raise ValueError("floating-point pixels have no fixed range; convert the image to 8 or 16 bits")

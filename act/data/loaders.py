@@ -11,19 +11,53 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from act.data.batch import Batch, to_batch
+from act.data.batch import BadBatch, Batch, to_batch
 from act.data.split import Batches
 from act.errors import InputError
 
 
+@dataclass
+class Same:
+    """`to_batch` for every batch of the loader `name`, which must be like its first one: images of `size` [C, H, W],
+    `labelled` or not, labels below `classes`, each once it is known. BadBatch for a batch of another kind."""
+
+    name: str
+    size: tuple[int, ...] | None = None
+    labelled: bool = False
+    classes: int | None = None
+
+    def __call__(self, item: object) -> Batch:
+        try:
+            batch = to_batch(item)
+        except InputError as error:
+            raise BadBatch(str(error).replace("data loader", self.name, 1)) from error
+        if self.size is None or not len(batch):
+            return batch
+        size = tuple(batch.images.shape[1:])
+        if size != self.size:
+            raise BadBatch(
+                f"{self.name}: a batch has images of {list(size)}, the first one of {list(self.size)}; all must have "
+                "one size"
+            )
+        if (batch.labels is not None) != self.labelled:
+            raise BadBatch(f"{self.name}: some batches have labels and others none; give labels to all, or to none")
+        if batch.labels is not None and self.classes is not None and int(batch.labels.max()) >= self.classes:
+            raise BadBatch(
+                f"{self.name}: class index {int(batch.labels.max())}, but the model's head has only {self.classes} "
+                "outputs"
+            )
+        return batch
+
+
 @dataclass(frozen=True)
 class ToBatch:
-    """A collate function followed by `to_batch`; a class, so that it can be pickled to workers."""
+    """A collate function followed by `Same`; a class, so that it can be pickled to workers."""
 
     collate: Callable[[Any], object]
+    same: Same
 
     def __call__(self, samples: Any) -> Batch:
-        return to_batch(self.collate(samples))
+        return self.same(self.collate(samples))
 
 
 class LoaderSplit:
@@ -38,13 +72,16 @@ class LoaderSplit:
                 "pass a DataLoader or another object that can be iterated anew"
             )
         self.loader, self.name = loader, name
+        self.same = Same(name)
         self._batches: DataLoader[Batch] | Iterable[object] = (
-            _with_to_batch(loader) if type(loader) is DataLoader else loader
+            _with_to_batch(loader, self.same) if type(loader) is DataLoader else loader
         )
         self._first = self._peek()
-        self.labelled = self._first.labels is not None
+        self.labelled = self.same.labelled = self._first.labels is not None
         # Of the first batch only; the rest has not been read.
         self.top_label = -1 if self._first.labels is None else int(self._first.labels.max())
+        channels, height, width = self._first.images.shape[1:]
+        self.input_size = self.same.size = (int(channels), int(height), int(width))
         self.class_names: list[str] | None = None
 
     @property
@@ -54,7 +91,7 @@ class LoaderSplit:
         if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
             return len(dataset)
         # A plain list of batches; a loader's own len() counts batches, of which the last may be smaller.
-        return sum(len(to_batch(item)) for item in self.loader) if isinstance(self.loader, (list, tuple)) else None
+        return sum(len(self.same(item)) for item in self.loader) if isinstance(self.loader, (list, tuple)) else None
 
     def train_loader(self, batch_size: int) -> DataLoader[Batch] | Batches:
         return self._batches if isinstance(self._batches, DataLoader) else self._all()
@@ -100,20 +137,20 @@ class LoaderSplit:
         return []
 
     def _all(self) -> Batches:
-        return Batches(lambda: map(to_batch, self._batches), _length(self.loader))
+        return Batches(lambda: map(self.same, self._batches), _length(self.loader))
 
     def _peek(self) -> Batch:
         # A shuffling loader draws from the global generator; looking must not change what training draws later.
         with torch.random.fork_rng(devices=[]):
             for item in self._batches:
-                batch = to_batch(item)
+                batch = self.same(item)
                 if len(batch):
                     return batch
-        raise InputError(f"{self.name}: it yields no batch at all")
+        raise InputError(f"{self.name}: it yields no batch at all; pass a loader with at least one image")
 
 
-def _with_to_batch(loader: DataLoader[Any]) -> DataLoader[Batch]:
-    """The same loader with `to_batch` behind its collate function, so that accelerate can still shard it."""
+def _with_to_batch(loader: DataLoader[Any], check: Same) -> DataLoader[Batch]:
+    """The same loader with `check` behind its collate function, so that accelerate can still shard it."""
     same: dict[str, Any] = {
         name: getattr(loader, name)
         for name in (
@@ -133,7 +170,7 @@ def _with_to_batch(loader: DataLoader[Any]) -> DataLoader[Batch]:
         same |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
         if not isinstance(loader.dataset, IterableDataset):
             same["sampler"] = loader.sampler
-    return DataLoader(loader.dataset, collate_fn=ToBatch(loader.collate_fn), **same)
+    return DataLoader(loader.dataset, collate_fn=ToBatch(loader.collate_fn, check), **same)
 
 
 def _parts(loader: object) -> list[Any]:

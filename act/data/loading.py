@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -11,22 +12,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from act.data.batch import Batch
+from act.data.batch import BadBatch, Batch
 from act.data.decode import UNREADABLE
 from act.data.preprocess import Preprocess, TrainTransform, eval_transform
 from act.data.source import ImageSource
-from act.errors import InputError
 
 Sample = tuple[Tensor, int]
 
 
-class TooManyBadImages(InputError):
+class TooManyBadImages(BadBatch):
     """More unreadable images than the recipe allows; its one line names some of them."""
-
-    def __init__(self, problems: str | list[str]) -> None:
-        # DataLoader rebuilds a worker's exception from the text of its traceback, of which only the end is ours.
-        text = problems if isinstance(problems, str) else problems[0]
-        super().__init__(text.strip().rpartition("\n")[2].partition(f"{type(self).__name__}: ")[2] or text)
 
 
 class BadImages:
@@ -69,6 +64,13 @@ class BadImages:
                 ) from error
             return None
 
+    def refuse_all(self, images: int) -> NoReturn:
+        """Raise the TooManyBadImages for `images` images of which none could be read."""
+        raise TooManyBadImages(
+            f"{self._key}: none of {images} images can be read, such as {', '.join(self.names()[:3])}; allowed: what "
+            "Pillow opens, 8 or 16 bits a channel"
+        )
+
 
 class TrainImages(Dataset[Sample]):
     """Augmented training images, indexed by the (epoch, position) that `EpochSampler` yields.
@@ -92,7 +94,7 @@ class TrainImages(Dataset[Sample]):
             if item is not None:
                 rng = np.random.default_rng((self.seed, epoch, index))
                 return self.transform(item[0], rng), item[1]
-        raise TooManyBadImages(f"{self.source.location}: none of its {len(self)} images can be read")
+        self.bad.refuse_all(len(self))
 
 
 class EvalImages(Dataset["Sample | None"]):

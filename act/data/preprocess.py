@@ -179,6 +179,7 @@ def _per_channel(name: str, given: list[float] | None, found: Any, channels: int
     if len(values) != channels:
         source = "the recipe" if given is not None else "timm's config of the model"
         raise InputError(
-            f"data.{name}: {source} gives {len(values)} values for {channels} channel(s); give 1 or {channels} values"
+            f"data.{name}: {source} gives {len(values)} values for {channels} channel(s); "
+            f"give {'1' if channels == 1 else f'1 or {channels}'}"
         )
     return values

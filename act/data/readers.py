@@ -74,10 +74,13 @@ class FolderReader:
         self.labels, self.class_names = label_by_folder(self.names, where)
 
     def open(self, index: int) -> IO[bytes]:
-        return open(self._paths[index], "rb")
+        path = self._paths[index]
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise FileNotFoundError("a broken link, or no regular file")
+        return open(path, "rb")
 
     def sizes(self) -> list[int]:
-        return [os.path.getsize(path) for path in self._paths]
+        return [os.path.getsize(path) if os.path.isfile(path) else 0 for path in self._paths]
 
 
 class _InTar:

@@ -41,6 +41,7 @@ class Split(Protocol):
     labelled: bool
     class_names: list[str] | None
     top_label: int  # the highest class index known of, -1 when unlabelled
+    input_size: tuple[int, int, int]  # [channels, height, width]
 
     @property
     def images(self) -> int | None: ...
@@ -73,6 +74,7 @@ class FileSplit:
     ) -> None:
         self.source, self.bad, self.preprocess, self.augment = source, bad, preprocess, augment
         self.workers, self.seed = workers, seed
+        self.input_size = preprocess.input_size
         self.labelled, self.class_names, self.top_label = source.labelled, source.class_names, source.top_label
         self.indices = _choice(len(source), limit, seed)
         self._loader: tuple[int, DataLoader[Batch], EpochSampler] | None = None
@@ -122,7 +124,17 @@ class FileSplit:
         images = EvalImages(self.bad, self.source, indices, self.preprocess)
         # No more workers than batches: a process costs more than the few images of a small calibration set.
         loader = make_loader(images, batch_size, min(self.workers, len(images) // batch_size))
-        return Batches(lambda: (batch for batch in loader if len(batch)), len(loader))
+
+        def start() -> Iterator[Batch]:
+            count = 0
+            for batch in loader:
+                if len(batch):
+                    count += 1
+                    yield batch
+            if not count:
+                self.bad.refuse_all(len(images))
+
+        return Batches(start, len(loader))
 
 
 def _choice(count: int, limit: int | None, seed: int) -> NDArray[np.int64]:

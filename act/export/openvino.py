@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 
+from act.backends.onnx_guard import read_onnx
 from act.errors import ExportError
 from act.export.onnx_graph import Graph
 from act.export.padding import pad_tokens, padding_obstacle
@@ -46,7 +47,7 @@ def to_openvino_form(model: onnx.ModelProto, attention: str = "int8", padded: bo
 
 def not_padded(main: Path) -> str | None:
     """Why no tokens can be appended in the form of the main ONNX file; None if they can."""
-    model = onnx.load(str(main))
+    model = read_onnx(main)
     split_projections(model)
     hoist_pairs(model)
     return padding_obstacle(model)
@@ -71,7 +72,7 @@ def convert(main: Path, attention: str, padded: bool) -> tuple[dict[str, int], A
     """What was rewritten in the main ONNX file, and the openvino.Model of the result."""
     import openvino
 
-    model = onnx.load(str(main))
+    model = read_onnx(main)
     made = to_openvino_form(model, attention, padded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / main.name

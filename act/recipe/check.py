@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from act.backends import backends
 from act.recipe.coerce import Problems, near, shown
 from act.recipe.schema import DataConfig, ExportConfig, ModelConfig, Recipe, TargetConfig, TrainConfig
 from act.strategies.base import Strategy
 from act.train.check import train_problems
 
 SCHEMA = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 METRICS = ("top1", "agreement")
+# Keyword arguments of timm.create_model that read other files or the network, and may unpickle what they find.
+FORBIDDEN_KWARGS = ("checkpoint_path", "cache_dir", "pretrained")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -69,7 +72,7 @@ _CHOICES: dict[str, dict[str, Sequence[str]]] = {
 
 def check_top(recipe: Recipe, problems: Problems) -> None:
     """Name, schema version and seed."""
-    if not _NAME.fullmatch(recipe.name):
+    if not NAME.fullmatch(recipe.name):
         problems.add(
             "name", f"{shown(recipe.name)} cannot name a folder; allowed: letters, digits, '.', '_', '-', up to 100"
         )
@@ -83,13 +86,16 @@ def check_model(cfg: ModelConfig, key: str, problems: Problems) -> None:
     """The model's name is one of timm's; used for every model a recipe names, under `key`."""
     if cfg.num_classes is not None and not 1 <= cfg.num_classes <= 1_000_000:
         problems.add(f"{key}.num_classes", f"{cfg.num_classes} is out of range; allowed: 1 to 1000000")
+    for name in cfg.kwargs:
+        if name.startswith(FORBIDDEN_KWARGS):
+            problems.add(f"{key}.kwargs.{name}", f"would read another file; write {key}.checkpoint or {key}.pretrained")
     if cfg.name is None or cfg.name.startswith(_HUB):
         return
     import timm
 
     base = cfg.name.partition(".")[0]
     if not timm.is_model(base):
-        hint = near(base, timm.list_models())
+        hint = near(base, timm.list_models()) or "; allowed: what timm.list_models() lists"
         problems.add(f"{key}.name", f"timm {timm.__version__} has no model {shown(cfg.name)}{hint}")
 
 
@@ -131,6 +137,10 @@ def check_target(cfg: TargetConfig, problems: Problems) -> None:
     """Ranges and names of the goals."""
     _ranges(cfg, _TARGET, "target", problems)
     _choices(cfg, "target", "target", problems)
+    known = backends()
+    if cfg.backend not in known:
+        hint = near(cfg.backend, known)
+        problems.add("target.backend", f"{shown(cfg.backend)} is unknown{hint}; allowed: {', '.join(known)}")
 
 
 def check_export(cfg: ExportConfig, problems: Problems) -> None:

@@ -134,4 +134,4 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    results: dict[str, Any] = field(default_factory=dict)  # measured results, with the command; never read by a run
+    results: dict[str, Any] = field(default_factory=dict)  # measured results, see results.py; never read by a run

@@ -39,9 +39,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{target.stem}-", suffix=target.suffix, dir=target.parent)
         temporary = Path(name)
         os.close(handle)
-        # mkstemp makes private files; results are meant to be read like any other file of the user.
-        temporary.chmod(0o666 & ~_umask())
         yield temporary
+        # mkstemp makes private files, and so do some writers; results are meant to be read like any other file.
+        temporary.chmod(0o666 & ~_umask())
         move(temporary, target)
     except BaseException as error:
         if temporary is not None:

@@ -25,7 +25,7 @@ from act.run.atomic import PARTIAL
 from act.run.deliver import mark_delivered
 from act.run.folder import RunFolder
 from act.run.goals import ACCURACY, COSTS
-from act.run.report import write_report
+from act.run.report import measured, write_report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +126,7 @@ def keep_best(folder: RunFolder, tried: Sequence[Attempt], key: str) -> None:
         shutil.copytree(source.artifact, folder.artifact)
     attempts = [
         {"number": number, "reason": item.reason, "status": item.report["status"], "goals": item.report["goals"]}
+        | {"artifacts": measured(item.report)["artifacts"]}
         for number, item in enumerate(tried, 1)
     ]
     report = tried[best].report | {"attempts": attempts, "kept": best + 1}

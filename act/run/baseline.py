@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from act.errors import ExportError, InputError
 from act.run.atomic import replacing
 from act.run.evaluate import Predictions, evaluate
 from act.run.folder import DONE, open_stage
@@ -84,5 +85,10 @@ def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context, sha
 def _export(model: nn.Module, path: Path, ctx: Context) -> int:
     from act.export.onnx import export_onnx
 
-    export_onnx(model, path, ctx.input_size, ctx.recipe.export.opset, {"model": ctx.recipe.model.name or "module"})
+    try:
+        export_onnx(model, path, ctx.input_size, ctx.recipe.export.opset, {"model": ctx.recipe.model.name or "module"})
+    except ExportError as error:
+        raise InputError(
+            f"model: {error}; a forward must do the same whatever the pixels are: no `if` and no loop on their values"
+        ) from error
     return path.stat().st_size

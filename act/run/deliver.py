@@ -21,6 +21,7 @@ from act.errors import ExportError
 from act.plan import Stage
 from act.rebuild import save_model
 from act.recipe.load import dump_recipe, recipe_hash
+from act.recipe.references import without_local_paths
 from act.run.atomic import sha256_file, write_json, write_text
 from act.run.folder import RunFolder
 from act.run.formats import FORMATS, MAIN, PACKED, Job, Written, in_order, open_file
@@ -73,12 +74,14 @@ def _drop_other_formats(folder: RunFolder, ctx: Context) -> None:
 
 
 def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:
-    """Freeze the recipe with its results beside the files, write the manifest, and verify the folder anew.
+    """Freeze the recipe beside the files, write the manifest, and verify the folder anew.
 
-    Returns the checks as report entries; ExportError when one of them fails.
+    The frozen recipe has its results and names no file of this machine. Returns the checks as report entries;
+    ExportError when one of them fails.
     """
     folder, recipe = session.folder.artifact, session.ctx.recipe
-    write_text(folder / "recipe.yaml", dump_recipe(dataclasses.replace(recipe, results=results)))
+    shared, _ = without_local_paths(recipe)
+    write_text(folder / "recipe.yaml", dump_recipe(dataclasses.replace(shared, results=results)))
     write_json(folder / "preprocess.json", dataclasses.asdict(preprocess))
     write_manifest(folder, recipe_hash(recipe))
     checks = verify_folder(folder, session.own_base())

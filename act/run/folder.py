@@ -54,9 +54,27 @@ class RunFolder:
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", name).lower()
         return self.path / "stages" / f"{index:02d}-{words}"
 
-    def locked(self) -> contextlib.AbstractContextManager[str | None]:
-        """Hold the folder for this process, see `act.run.lock.held`."""
-        return held(self.path)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[str | None]:
+        """Hold the folder for this process, see `act.run.lock.held`.
+
+        When what follows fails before `claim`, the folder is left as it was found.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with held(self.path) as left:
+            try:
+                yield left
+            except BaseException:
+                if not (self.path / SETTINGS).exists():
+                    self._withdraw(made)
+                raise
+
+    def _withdraw(self, made: Sequence[Path]) -> None:
+        """Remove the lock, and the folders that were made for it, the innermost first."""
+        (self.path / LOCK).unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # another process has begun to use it
+                folder.rmdir()
 
     def claim(
         self,

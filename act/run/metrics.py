@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,14 @@ class Scorer:
         finally:
             model.train(training)
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
             raise InputError(
                 f"eval_callback: returned {type(value).__name__}; it must return one number, the metric"
             ) from None
+        if not math.isfinite(number):
+            raise InputError(f"eval_callback: returned {number}; it must return a finite number, the metric")
+        return number
 
     def main_metric(self, cfg: TrainConfig) -> str:
         """The figure that goals go by: the caller's, else TrainConfig.metric, else top1, else agreement."""

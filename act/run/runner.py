@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.data.preprocess import Preprocess, resolve_preprocess
-from act.errors import ActError, InputError, StorageError
-from act.models import load_model, logits
+from act.errors import InputError, StorageError
+from act.models import load_model, logits, taking
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.attempts import Attempt, attempt_folder, back_off, keep_best, start_attempt
@@ -29,10 +30,12 @@ from act.run.goals import EXIT_CODES, check_measurable, judge, judged
 from act.run.keys import chain_key, weights_hash
 from act.run.log import EventLog
 from act.run.metrics import Callback, Scorer
+from act.run.per_layer import layer_figures
 from act.run.ranks import is_main, main_first, state, wait
 from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
 from act.run.stages import Session, run_stages
+from act.strategies.base import Phase
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -73,6 +76,7 @@ def run(
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
         check_head(original, ctx)
         _check_training(stages, data)
+        check_layers(stages, original, ctx)
         inputs = {"model": weights_hash(original)} | (data.fingerprints() if data is not None else {})
         text = dump_recipe(recipe)
         notes = main_first(lambda: target.claim(recipe, text, inputs, force, may_change) if is_main() else [])
@@ -82,9 +86,8 @@ def run(
         for reason in chosen.reasons if chosen is not None else []:
             ctx.log("chosen", f"chosen: {reason}")
         try:
-            return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(
-                stages, inputs["model"]
-            )
+            own, weights = model is not None, inputs["model"]
+            return _Run(recipe, target, ctx, original, own, preprocess, eval_callback, weights).result(stages)
         except BaseException as error:
             fault = as_fault(error)
             with suppress(StorageError):  # the disk may be what failed
@@ -103,18 +106,19 @@ class _Run:
     own_model: bool
     preprocess: Preprocess
     callback: Callback | None
+    weights: str  # hash of the original's
 
-    def result(self, stages: list[Stage], weights: str) -> RunResult:
-        """Everything after the checks of the input; `weights` is the hash of the original's."""
+    def result(self, stages: list[Stage]) -> RunResult:
+        """Everything after the checks of the input."""
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
         names = [stage.name for stage in stages]
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
         for note in ctx.data.notes if ctx.data is not None else []:
             ctx.log("warning", note)
         fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
-        baseline, scorer = self.baseline(weights, fingerprint)
+        baseline, scorer = self.baseline(fingerprint)
         session = Session(folder, ctx, self.original, self.source(), baseline, scorer)
-        base_key = chain_key(weights, fingerprint, self.preprocess, recipe.seed)
+        base_key = chain_key(self.weights, fingerprint, self.preprocess, recipe.seed)
         everything = chain_key("attempts", base_key, recipe.strategies, recipe.train, recipe.export, recipe.target)
         report = read_report(folder)
         if report is None or not delivered_before(folder, everything):
@@ -176,11 +180,11 @@ class _Run:
         classes = cfg.num_classes if cfg.num_classes is not None else getattr(self.original, "num_classes", None)
         return {"name": cfg.name, "num_classes": classes, "kwargs": dict(cfg.kwargs)}
 
-    def baseline(self, weights: str, fingerprint: str | None) -> tuple[Baseline, Scorer]:
+    def baseline(self, fingerprint: str | None) -> tuple[Baseline, Scorer]:
         """The original's figures, checked against what the recipe says they must be."""
         ctx, train = self.ctx, self.recipe.train
         settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
-        key = chain_key(weights, fingerprint, self.preprocess, *settings)
+        key = chain_key(self.weights, fingerprint, self.preprocess, *settings)
         scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
         baseline = main_first(
             lambda: measure_baseline(self.original, self.folder.baseline, key, ctx, self.folder.shared)
@@ -218,7 +222,8 @@ class _Run:
         goals = judge(target, baseline, judged(target, artifacts), name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)
+        report = build_report(self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals, name)
+        report["layers"] = layer_figures(self.original, model, self.ctx)
         report["checks"] = seal(session, measured(report), self.preprocess)
         write_report(self.folder, self.recipe, report)
         mark_delivered(self.folder, key)
@@ -227,6 +232,8 @@ class _Run:
 
 def _frozen(model: nn.Module | None, recipe: Recipe) -> nn.Module:
     """The original: loaded, or a copy of the caller's, so that theirs stays as it is."""
+    if model is not None and any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise InputError("model: has lazy parameters without a shape; call its forward once before it is compressed")
     original = load_model(recipe.model) if model is None else copy.deepcopy(model)
     return original.eval().requires_grad_(False).to(state().device)
 
@@ -239,14 +246,7 @@ def _data(recipe: Recipe, preprocess: Preprocess) -> DataBundle | None:
 
 def _input_size(data: DataBundle | None, preprocess: Preprocess) -> tuple[int, int, int]:
     """[channels, height, width] of the images themselves, which a caller's own loader may make as it likes."""
-    if data is None:
-        return preprocess.input_size
-    if not data.has_train and not data.has_val:
-        return preprocess.input_size
-    for batch in data.calibration(1, 1) if data.has_train else data.val(1):
-        channels, height, width = batch.images.shape[1:]
-        return int(channels), int(height), int(width)
-    return preprocess.input_size
+    return (data.input_size if data is not None else None) or preprocess.input_size
 
 
 def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
@@ -267,15 +267,34 @@ def _check_training(stages: list[Stage], data: DataBundle | None) -> None:
         raise InputError(problems)
 
 
+def check_layers(stages: list[Stage], original: nn.Module, ctx: Context) -> None:
+    """InputError, before anything heavy runs, for every stage that this model cannot have or that would do nothing."""
+    problems = []
+    for stage in stages:
+        try:
+            layers = stage.strategy.select(original, ctx)
+        except InputError as error:
+            problems += error.problems
+            continue
+        if not layers.done and stage.strategy.phase is not Phase.OBJECTIVE:
+            reasons = list(dict.fromkeys(layer.reason for layer in layers.left))
+            problems.append(
+                f"{stage.strategy.name}: no layer of this model would be changed "
+                f"({'; '.join(reasons[:3]) or 'it has none of that kind'}); leave the section out, or change what it "
+                "includes"
+            )
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+
+
 def check_head(original: nn.Module, ctx: Context) -> None:
-    """One forward pass: the model takes these images, and its head fits the labels."""
-    try:
-        with torch.no_grad():
-            classes = logits(original(torch.zeros(1, *ctx.input_size, device=ctx.device))).shape[-1]
-    except ActError:
-        raise
-    except Exception as error:  # the model is the user's; whatever its forward raises, the images do not fit it
-        size = list(ctx.input_size)
-        raise InputError(f"model: cannot take images of {size}: {error}; check data.input_size") from error
+    """One forward pass: the model takes these images, gives finite logits, and its head fits the labels."""
+    with torch.no_grad(), taking(ctx.input_size):
+        found = logits(original(torch.zeros(1, *ctx.input_size, device=ctx.device)))
+    if found.ndim != 2 or len(found) != 1 or not found.is_floating_point():
+        kind = f"{list(found.shape)} {str(found.dtype).removeprefix('torch.')}"
+        raise InputError(f"model: its forward returns {kind} for one image; allowed: logits [batch, classes], floating")
+    if not bool(found.isfinite().all()):
+        raise InputError("model: its logits are NaN or infinite; check its weights, or model.checkpoint")
     if ctx.data is not None:
-        ctx.data.check_head(int(classes))
+        ctx.data.check_head(found.shape[-1])

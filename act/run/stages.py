@@ -174,7 +174,7 @@ class StageRun:
 
     def train(self, model: nn.Module) -> tuple[int, float, dict[str, Any]]:
         """Recovery training; optimiser steps done, seconds spent on it by earlier, interrupted tries, and what the
-        report says of the distilled features."""
+        report says of the pace and of the distilled features."""
         ctx, cfg = self.session.ctx, self.stage.train
         if cfg is None:
             return 0, 0.0, {}
@@ -188,7 +188,10 @@ class StageRun:
             for objective in objectives:
                 objective.close()
         before = max(0.0, result.seconds - (time.monotonic() - started))
-        return result.steps, before, learned(objectives, result.losses)
+        pace: dict[str, Any] = {"images_per_second": round(result.images_per_second, 2)}
+        if ctx.data is not None and ctx.data.train_images:
+            pace["epochs"] = round(result.images / ctx.data.train_images, 3)
+        return result.steps, before, pace | learned(objectives, result.losses)
 
 
 def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, Any]]:

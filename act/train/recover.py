@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -38,10 +39,14 @@ _FREE = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_me
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did. `losses`: mean of each term over the last steps; `best_metric`: None without evaluations;
-    `stopped_by`: `steps` or `target_metric`."""
+    """What a training did.
+
+    `images`: over all processes and epochs; `losses`: mean of each term over the last steps; `best_metric`: None
+    without evaluations; `stopped_by`: `steps` or `target_metric`.
+    """
 
     steps: int
+    images: int
     seconds: float
     images_per_second: float
     losses: dict[str, float]
@@ -180,7 +185,7 @@ def _run(training: _Training) -> None:
     assert ctx.data is not None
     consumed = state.step * cfg.accumulation
     stream = batch_stream(ctx.data, _batch_size(cfg, ctx), training.accelerator, ctx.recipe.seed, consumed)
-    meter = Meter(training.steps, state.step, state.seconds, state.images, state.recent)
+    meter = Meter(training.steps, state.step, state.seconds, state.images, state.recent, cfg.eval_iter)
     training.model.train()
     shown = training.accelerator.is_main_process
     with StopAfterStep() as stop, Bar(training.title, training.steps, state.step, shown) as bar:
@@ -202,7 +207,7 @@ def _run(training: _Training) -> None:
             meter.add(state.step, terms, images)
             if state.step % cfg.logging_iter == 0 or state.step == training.steps:
                 _report(training, meter, bar, rate, values)
-            reached = _evaluate_when_due(training)
+            reached = _evaluate_when_due(training, meter)
             if reached or state.step == training.steps:
                 break
             asked = any_process(stop.number, training.accelerator)
@@ -259,7 +264,7 @@ def _report(training: _Training, meter: Meter, bar: Bar, rate: float, values: di
         training.accelerator.log(tracked | {"images_per_second": meter.images_per_second}, step=meter.step)
 
 
-def _evaluate_when_due(training: _Training) -> bool:
+def _evaluate_when_due(training: _Training, meter: Meter) -> bool:
     """Evaluate every `eval_iter` steps and after the last; remember the best; True when the target is reached."""
     cfg, state = training.cfg, training.state
     if cfg.eval_iter is None or training.evaluate is None:
@@ -268,11 +273,13 @@ def _evaluate_when_due(training: _Training) -> bool:
         return False
     model = training.ema.module if training.ema is not None else training.model
     value = 0.0
+    started = time.monotonic()
     if training.accelerator.is_main_process:
         model.eval()
         value = float(training.evaluate(model))
     # Every process must stop at the same step, so that none waits for another's gradients.
     value = from_main(value, training.accelerator)
+    meter.evaluated(time.monotonic() - started)
     training.model.train()
     better = state.best_metric is None or _better(value, state.best_metric, cfg.metric_mode)
     if better:
@@ -316,7 +323,8 @@ def _result(training: _Training) -> TrainResult:
     state = training.state
     assert state.stopped_by is not None
     rate = state.images / max(state.seconds, 1e-9)
-    return TrainResult(state.step, state.seconds, rate, mean_terms(state.recent), state.best_metric, state.stopped_by)
+    losses = mean_terms(state.recent)
+    return TrainResult(state.step, state.images, state.seconds, rate, losses, state.best_metric, state.stopped_by)
 
 
 def _batch_size(cfg: TrainConfig, ctx: Context) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -10,12 +9,13 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from act.errors import InputError
-from act.rebuild import load_model_folder, read_arch, read_tensors
+from act.rebuild import ARCH_FILE, TENSOR_FILE, load_model_folder, read_arch, read_tensors
 from act.run.atomic import sha256_file
+from act.run.reading import check_contained, read_json
 from act.storage.file import PACKED_FILE
 from act.strategies.base import Invariant
 from act.verify.contrib_file import CONTRIB_FILE, contrib_file
-from act.verify.manifest import check_manifest, write_manifest
+from act.verify.manifest import MANIFEST_FILE, check_manifest, recipe_of, write_manifest
 from act.verify.match import Expected, constants_match, inputs_match, sparse_weights, weights_match
 from act.verify.onnx_file import OnnxFile
 from act.verify.openvino_file import OPENVINO_FILE, openvino_file
@@ -28,6 +28,7 @@ from act.verify.tensorrt_file import tensorrt_file
 __all__ = ["verify_folder", "write_manifest"]
 
 ONNX_FILE = "model.onnx"
+ARTIFACT_FILES = (ONNX_FILE, TENSOR_FILE, ARCH_FILE, MANIFEST_FILE)
 T = TypeVar("T")
 
 
@@ -35,19 +36,27 @@ def verify_folder(folder: str | Path, model: nn.Module | None = None) -> list[In
     """Check an artifact folder, or a run folder with one in it; one Invariant per promise, broken ones included.
 
     `model` is the uncompressed base model (edited in place), for artifacts of a module that timm cannot build.
-    Damaged files give broken invariants; InputError only if `folder` is no folder.
+    Damaged files give broken invariants; InputError only if `folder` is no folder or holds nothing of an artifact.
     """
     run = Path(folder)
     if not run.is_dir():
-        raise InputError(f"{run}: no such folder; name a run folder or its artifact folder")
+        kind = "a file" if run.exists() else "no such folder"
+        raise InputError(f"{run}: {kind}; name a run folder or its artifact folder")
+    contained = checked("contained", lambda: _contained(run))
+    if not contained.holds:
+        return [contained]  # nothing is read through a link that leads elsewhere
     artifact = run / "artifact" if (run / "artifact").is_dir() else run
+    if not any((artifact / name).exists() for name in ARTIFACT_FILES) and not (run / "report.json").exists():
+        raise InputError(
+            f"{run}: holds no artifact (no {', '.join(ARTIFACT_FILES)}); name a run or its artifact folder"
+        )
     # A file that cannot be read breaks each rule that needs it, and no other.
     onnx_file = _Once(lambda: OnnxFile(artifact / ONNX_FILE))
     tensors = _Once(lambda: read_tensors(artifact))
     arch = _Once(lambda: read_arch(artifact))
     expected = _Once(lambda: Expected.from_edits(arch()["edits"]))
     found = [
-        checked("checksums", lambda: _checksums(artifact)),
+        checked("checksums", lambda: _checksums(artifact, onnx_file)),
         checked("standard ONNX", lambda: standard_onnx(onnx_file())),
         checked("symmetric Q/DQ", lambda: symmetric(onnx_file())),
         checked("weights", lambda: weights_match(onnx_file(), tensors(), expected())),
@@ -90,10 +99,22 @@ class _Once(Generic[T]):
         return self._values[0]
 
 
-def _checksums(artifact: Path) -> str:
+def _contained(run: Path) -> str:
+    try:
+        check_contained(run)
+    except InputError as error:
+        raise Broken(str(error)) from error
+    return "no link leads out of the folder"
+
+
+def _checksums(artifact: Path, file: Callable[[], OnnxFile]) -> str:
     problems = check_manifest(artifact)
     if problems:
         raise Broken("; ".join(problems))
+    # Of what the manifest says, this alone is not about a file; the ONNX file says it, too.
+    listed, said = recipe_of(artifact), file().metadata.get("recipe_hash")
+    if listed is not None and listed != said:
+        raise Broken(f"{MANIFEST_FILE}: recipe_hash is not that of {ONNX_FILE}")
     return "no file has changed"
 
 
@@ -105,7 +126,7 @@ def _parity(file: OnnxFile, artifact: Path, arch: dict[str, Any], model: nn.Modu
 
 def _report(run: Path) -> str:
     """The files that report.json lists are there, with the sizes and hashes it gives."""
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    report = read_json(run / "report.json")
     listed = [item for entry in report["artifacts"] for item in entry.get("files", [entry])]
     for item in listed:
         path = run / item["path"]

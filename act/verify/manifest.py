@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from act.errors import InputError
 from act.run.atomic import sha256_file, write_json
+from act.run.reading import read_json
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -28,30 +28,35 @@ def write_manifest(folder: str | Path, recipe_hash: str | None = None) -> dict[s
 def check_manifest(folder: str | Path) -> list[str]:
     """What differs between `folder` and its manifest.json, one line each; empty when nothing does."""
     path = Path(folder)
-    listed = _read(path / MANIFEST_FILE)
+    listed = _read(path / MANIFEST_FILE)["files"]
     present = _files(path)
     problems = [f"{name}: not in {MANIFEST_FILE}" for name in present if name not in listed]
-    for name, digest in listed.items():
+    for name, entry in listed.items():
         if not _inside(path, name):
             problems.append(f"{name}: leads out of the folder")
         elif name not in present:
             problems.append(f"{name}: missing")
-        elif sha256_file(path / name) != digest:
+        elif {"sha256": sha256_file(path / name), "bytes": (path / name).stat().st_size} != entry:
             problems.append(f"{name}: its content has changed")
     return problems
 
 
-def _read(path: Path) -> dict[str, str]:
-    """The listed hashes by relative path."""
+def recipe_of(folder: str | Path) -> str | None:
+    """The hash of the recipe that the manifest of `folder` names; None where it names none."""
+    found: str | None = _read(Path(folder) / MANIFEST_FILE)["recipe_hash"]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """`schema`, `recipe_hash` and `files`: by relative path, `sha256` and `bytes`."""
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema"] == SCHEMA:
-            return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (KeyError, TypeError, AttributeError):
-        pass
-    raise InputError(f"{path}: not a manifest of schema {SCHEMA}")
+        manifest: dict[str, Any] = read_json(path)
+        known = set(manifest) == {"schema", "recipe_hash", "files"} and isinstance(manifest["files"], dict)
+    except TypeError:
+        known = False
+    if not known or manifest["schema"] != SCHEMA:
+        raise InputError(f"{path}: not a manifest of schema {SCHEMA}")
+    return manifest
 
 
 def _files(folder: Path) -> list[str]:

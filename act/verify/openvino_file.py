@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from act.backends import backends
+from act.backends.openvino import check_ir
 from act.export.openvino import ATTENTION, PADDED, convert
 from act.run.choice import ATTENTIONS
 from act.verify.rules import Broken
@@ -22,6 +23,7 @@ def openvino_file(main: Path, path: Path) -> str:
     reason = backends()["openvino"].available()
     if reason is not None:
         return f"not checked: {reason}"
+    check_ir(path)
     import openvino
 
     found = openvino.Core().read_model(str(path))
