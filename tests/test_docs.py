@@ -47,6 +47,11 @@ COMMANDS = {
     "vitcompress run recipe.yaml": PARSE,
     "vitcompress verify runs/recipe": PARSE,
     "accelerate launch --multi_gpu --num_processes 2 -m act run recipe.yaml --dir runs/two": PARSE,
+    "vitcompress recipes freeze runs/mine -o fast.yaml": PARSE,
+    "vitcompress recipes push fast.yaml hf://owner/repo": PARSE,
+    "vitcompress recipes pull https://example.org/fast.yaml --sha256 HASH": PARSE,
+    "vitcompress run fast data.train=photos data.val=labelled": PARSE,
+    "vitcompress reproduce fast data.train=photos data.val=labelled": PARSE,
     "vitcompress search recipe.yaml --space space.yaml --dir /shared/search --trials 20": PARSE,
     "vitcompress search recipe.yaml --space space.yaml --dir runs/search --storage postgresql://user@host/optuna "
     "--trials 20": PARSE,
@@ -77,7 +82,7 @@ ACT_PROBLEMS = "act.yaml:1: Global: has no counterpart; write `model: {name:"
 TABLE = {
     ("README.md", "model:        {name: deit_tiny_patch16_224, checkpoint: deit"): "recipe",
     ("README.md", "from act import AutoCompression"): "api",
-    ("README.md", "QuantAware.weight_bits:    {choice: [4, 8]}"): "space",
+    ("docs/searching.md", "QuantAware.weight_bits:    {choice: [4, 8]}"): "space",
     ("docs/structured-pruning.md", "Distillation: {}                                   # trainin"): "recipe",
     ("docs/strategies.md", "Distillation: {node: auto, loss: cosine, alpha: 20.0, soft_w"): "recipe",
     (ACT, "Global:"): "refused",
