@@ -139,7 +139,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 def test_an_edit_in_a_strategys_own_file_is_found_by_a_fresh_process(tmp_path: Path) -> None:
     edit = {"op": "exchange_activation", "layers": ["blocks.0.mlp.act"], "to": "relu"}
-    model = base_model()
+    model = base_model(**VIT)
     apply_edit(model, edit)
     save_model(tmp_path, model, SOURCE, [edit])
     code = f"from act.rebuild import load_model_folder; print(load_model_folder({str(tmp_path)!r}).blocks[0].mlp.act)"
