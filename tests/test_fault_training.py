@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,15 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     with pytest.raises(Stopped), StopAfterStep():
         os.kill(os.getpid(), signal.SIGINT)  # nobody looks, so that leaving raises
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_forked_child_ends_by_sigterm_as_it_would_by_itself() -> None:
+    with sigterm_raises():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(60)
+    assert child.exitcode == -signal.SIGTERM
 
 
 def test_ignored_signals_stay_ignored() -> None:

@@ -17,7 +17,7 @@ class Stopped(KeyboardInterrupt):
     """A signal asked this process to end. `exit_code` is 128 plus the signal's number, as shells count it."""
 
     def __init__(self, number: int, where: str = "") -> None:
-        super().__init__(f"{_WORDS.get(signal.Signals(number), f'signal {number}')}{where}")
+        super().__init__(f"{_WORDS[signal.Signals(number)]}{where}")
         self.exit_code = 128 + number
 
 
@@ -27,7 +27,15 @@ def sigterm_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only that one can handle signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, _raise)
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked child ends as it would have without us
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
@@ -65,11 +73,7 @@ class StopAfterStep:
         if os.getpid() != self._owner:  # a data loading worker: it serves until the process that reads it ends
             return
         if self.number is not None:
-            _raise(number, frame)
+            raise Stopped(number)
         self.number = number
         # print() may be what the signal came in the middle of.
         os.write(2, b"stopping: this step is finished and saved first; once more to stop at once\n")
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
