@@ -160,3 +160,43 @@ def test_damage_is_exit_code_3_and_an_empty_folder_2(
         out, err = capsys.readouterr()
         assert "FAILS" in out and err == ""
     assert main(["verify", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\0 no JSON", b"", b"[]", b"{}", b"null", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["report.json", "artifact/arch.json", "artifact/preprocess.json"])
+def test_a_run_folder_whose_records_are_damaged(
+    name: str, content: bytes, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`analyze`, `bench` and `verify --target tensorrt` read these files as well."""
+    run = tmp_path / "run"
+    shutil.copytree(artifact, run / "artifact")
+    (run / "artifact" / "preprocess.json").write_text(json.dumps({"input_size": list(SIZE)}))
+    (run / name).write_bytes(content)
+    verb = ["bench"] if name == "report.json" else ["analyze"]
+    assert main([*verb, str(run)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and Path(name).name in err and "should not happen" not in err
+    if name == "artifact/arch.json":
+        assert main(["verify", str(run), "--target", "tensorrt"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda arch: arch["base"]["kwargs"].update(checkpoint_path="x.pth"), "would read another file"),
+        (lambda arch: arch["base"].update(kwargs=[1]), "base.kwargs: must be an object"),
+        (lambda arch: arch["base"].update(num_classes=-1), "base.num_classes: -1"),
+        (lambda arch: arch["base"].update(name="no_such_model"), "no model 'no_such_model'"),
+        (lambda arch: arch["edits"].append({"op": "no_such_edit"}), "no_such_edit"),
+    ],
+)
+def test_analyze_takes_no_base_model_that_reads_files(
+    change: Any, part: str, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(artifact, tmp_path / "artifact")
+    arch = json.loads((artifact / "arch.json").read_text())
+    change(arch)
+    (tmp_path / "artifact" / "arch.json").write_text(json.dumps(arch))
+    (tmp_path / "artifact" / "preprocess.json").write_text(json.dumps({"input_size": list(SIZE)}))
+    assert main(["analyze", str(tmp_path)]) == 2
+    assert part in capsys.readouterr().err

@@ -91,7 +91,9 @@ def _run_folder(folder: Path, originals: list[Source]) -> list[Source]:
     check_contained(folder)
     report = read_report(RunFolder(folder))
     if report is None:
-        raise InputError(f"{folder}: no finished run: there is no report.json in it; name a file, or finish the run")
+        raise InputError(
+            f"{folder}: no finished run: it has no report.json that can be read; name a file, or finish the run"
+        )
     found = []
     for entry in report["artifacts"]:
         path = folder / entry["path"]

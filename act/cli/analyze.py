@@ -29,6 +29,7 @@ examples:
   vitcompress analyze vit_tiny_patch16_224 model.kwargs.img_size=384 --time
 """
 REPEATS = 5
+LARGEST_SIDE = 4096  # pixels; a damaged file must not make us allocate without bound
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,9 +174,12 @@ def _run_models(folder: Path) -> Subjects:
     try:
         size = read_json(artifact / "preprocess.json")["input_size"]
         channels, height, width = (int(length) for length in size)
+        if not all(0 < length <= LARGEST_SIDE for length in (channels, height, width)):
+            raise ValueError(f"input_size {size}; allowed: lengths of 1 to {LARGEST_SIDE}")
     except (InputError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{artifact / 'preprocess.json'}: cannot be read: {error}; name a finished run") from error
-    original = load_model(ModelConfig(name=base["name"], num_classes=base["num_classes"], kwargs=dict(base["kwargs"])))
-    compressed = load_model_folder(artifact)
+    compressed = load_model_folder(artifact)  # first, since it checks what arch.json says of the base model
+    kwargs = dict(base.get("kwargs") or {})
+    original = load_model(ModelConfig(name=base["name"], num_classes=base.get("num_classes"), kwargs=kwargs))
     stored = {"original": tensor_bytes(original, []), "compressed": tensor_bytes(compressed, arch["edits"])}
     return {"original": original, "compressed": compressed}, (channels, height, width), stored

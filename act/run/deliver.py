@@ -111,7 +111,7 @@ def delivered_before(folder: RunFolder, key: str) -> bool:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         same = all(sha256_file(folder.artifact / name) == entry["sha256"] for name, entry in files.items())
         return same and mark == {"key": key, **_delivered(folder)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -119,4 +119,8 @@ def _folder_claims(folder: Path) -> dict[str, str]:
         return {}
     from act.rebuild import read_arch
 
-    return Expected.from_edits(read_arch(folder)["edits"]).masks
+    edits = read_arch(folder)["edits"]
+    try:
+        return Expected.from_edits(edits).masks
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # an entry that no edit has
+        raise InputError(f"{folder / 'arch.json'}: edits: cannot be read ({error!r}); it is damaged") from error
