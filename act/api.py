@@ -59,7 +59,11 @@ class AutoCompression:
         self.force = force
 
     def compress(self) -> RunResult:
-        """Run the recipe; see `act.run.runner.run` for what it raises."""
+        """Run the recipe; see `act.run.runner.run` for what it raises.
+
+        Progress is printed to stderr, with the time that is left, see `act.verbosity`; a notebook shows the result as a
+        table.
+        """
         return run(self.recipe, self.save_dir, self.model, self.data, self.eval_callback, self.force)
 
     def _model(self, model: nn.Module | str | Path | None) -> nn.Module | None:

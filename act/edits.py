@@ -39,6 +39,10 @@ def apply_edit(model: nn.Module, edit: dict[str, Any]) -> None:
 
     op = edit.get("op")
     if op not in _EDITS:
+        from act.strategies.base import load_strategies
+
+        load_strategies()  # an edit may stand in its strategy's own file
+    if op not in _EDITS:
         raise InputError(f"arch.json: op {op!r} is unknown; known: {', '.join(sorted(_EDITS))}")
     _EDITS[op](model, **{key: value for key, value in edit.items() if key != "op"})
 

@@ -3,6 +3,8 @@
 ActError            exit code 1: something went wrong in a run; the folder can be resumed
     InputError      exit code 2: a recipe, path, model or option is wrong; one line per problem
     TrainingError   training cannot go on (NaN loss, a worker that died); names the last good checkpoint
+    StorageError    a file cannot be written (disk full, read-only)
+    FaultError      the machine failed (out of memory, a GPU that is gone)
     ExportError     the exported file is not what was promised (no integer kernel ran, parity lost)
 """
 
@@ -28,6 +30,23 @@ class InputError(ActError):
 
 class TrainingError(ActError):
     """Training stopped before its end; the message says why and where the last good state lies."""
+
+
+class StorageError(ActError, OSError):
+    """A file could not be written whole; what was there before is still there."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(0, reason, str(path))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename}: cannot be written ({self.strerror}); what was finished is kept: put that right, and the "
+            "same command goes on"
+        )
+
+
+class FaultError(ActError):
+    """Something that a run depends on failed, which is neither its input nor its own doing."""
 
 
 class ExportError(ActError):

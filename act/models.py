@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from act.errors import ActError, InputError
+from act.recipe.check import FORBIDDEN_KWARGS
 from act.recipe.schema import ModelConfig
+from act.run.reading import check_header
 
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 
@@ -28,6 +30,9 @@ def load_model(cfg: ModelConfig) -> nn.Module:
         near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3)
         hint = f" (did you mean {', '.join(near)}?)" if near else "; allowed: what timm.list_models() lists"
         raise InputError(f"model.name: timm {timm.__version__} has no model {cfg.name!r}{hint}")
+    forbidden = [key for key in cfg.kwargs if key.startswith(FORBIDDEN_KWARGS)]
+    if forbidden:
+        raise InputError(f"model.kwargs.{forbidden[0]}: would read another file; write model.checkpoint")
     state = None if cfg.checkpoint is None else read_checkpoint(Path(cfg.checkpoint))
     kwargs: dict[str, Any] = dict(cfg.kwargs)
     classes = cfg.num_classes if cfg.num_classes is not None else _classes_of(cfg.name, state)
@@ -55,6 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            check_header(path)
             loaded: Any = load_file(path)
         else:
             with warnings.catch_warnings():

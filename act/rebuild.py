@@ -8,11 +8,12 @@ Nothing is pickled: both files are data, read with checks, and safe to take from
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,14 +21,14 @@ from torch import Tensor, nn
 from act.edits import apply_edit
 from act.errors import InputError
 from act.models import load_model
+from act.recipe.check import FORBIDDEN_KWARGS
 from act.recipe.schema import ModelConfig
 from act.run.atomic import replacing, write_json
+from act.run.reading import check_contained, check_header, read_json
 from act.storage.file import PACKED_FILE, PackedFile, read_packed
 
 SCHEMA = 1
 ARCH_FILE, TENSOR_FILE = "arch.json", "model.safetensors"
-# Keyword arguments of timm.create_model that read files or the network.
-_FORBIDDEN_KWARGS = ("checkpoint_path", "cache_dir", "pretrained")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -56,6 +57,7 @@ def load_model_folder(folder: str | Path, model: nn.Module | None = None) -> nn.
     weights. InputError for files that are missing, damaged or do not belong together.
     """
     path = Path(folder)
+    check_contained(path)
     if not (path / TENSOR_FILE).is_file() and (path / PACKED_FILE).is_file():
         return load_packed_model(read_packed(path / PACKED_FILE), model)
     arch = read_arch(path)
@@ -83,9 +85,9 @@ def read_arch(folder: str | Path) -> dict[str, Any]:
     """The checked content of `arch.json`: `schema`, `base` (dict or None), `edits`, `shared`."""
     path = Path(folder) / ARCH_FILE
     try:
-        arch = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; name a folder that holds a compressed model") from error
+        arch = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; name a folder that holds a compressed model") from error
     if not isinstance(arch, dict) or arch.get("schema") != SCHEMA:
         found = arch.get("schema") if isinstance(arch, dict) else type(arch).__name__
         raise InputError(f"{path}: schema {found!r}; this version reads {SCHEMA}")
@@ -103,7 +105,10 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of `model.safetensors` by name, on the CPU; InputError if the file is missing or damaged."""
     path = Path(folder) / TENSOR_FILE
     try:
+        check_header(path)
         return load_file(path)
+    except InputError:
+        raise
     except Exception as error:  # the reader raises types of its own; whatever it is, the file is the problem
         raise InputError(f"{path}: not a readable safetensors file: {error}") from error
 
@@ -140,15 +145,32 @@ def _base_model(base: dict[str, Any] | None, where: Path) -> nn.Module:
     if not isinstance(kwargs, dict) or not all(isinstance(key, str) and _plain(value) for key, value in kwargs.items()):
         raise InputError(f"{where}: base.kwargs: must be an object of numbers, strings, booleans and lists of these")
     for key in kwargs:
-        if key.startswith(_FORBIDDEN_KWARGS):
+        if key.startswith(FORBIDDEN_KWARGS):
             raise InputError(f"{where}: base.kwargs.{key}: not allowed here, since it would read another file")
     classes = base.get("num_classes")
     if classes is not None and not (isinstance(classes, int) and classes >= 0):
         raise InputError(f"{where}: base.num_classes: {classes!r}; allowed: null or a whole number >= 0")
+    _check_memory(base["name"], {**kwargs, **({} if classes is None else {"num_classes": classes})}, where)
     try:
         return load_model(ModelConfig(name=base["name"], num_classes=classes, kwargs=kwargs))
     except InputError as error:
         raise InputError([f"{where}: base: {problem}" for problem in error.problems]) from error
+
+
+def _check_memory(name: str, kwargs: dict[str, Any], where: Path) -> None:
+    """InputError if the base model would not fit into the memory that is free: a file must not fill the machine."""
+    if not timm.is_model(name.partition(".")[0]):
+        return  # which the loader says
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, **kwargs)
+    except Exception:  # whatever timm cannot build, it says when it is built for use
+        return
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        sizes = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+        raise InputError(f"{where}: base: {name} with these kwargs takes {sizes}; check base.kwargs")
 
 
 def _plain(value: Any) -> bool:

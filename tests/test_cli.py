@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_support import full_report
 
 from act.cli import main as cli
 from act.cli.diagnosis import Finding, cpu, import_failure
 from act.cli.main import VERBS, main, parse
 from act.cli.output import number, size
-from act.cli.plan import shorten
 from act.errors import ActError
+from act.folding import shorten
 from act.recipe.load import load_recipe, recipe_hash
+from act.run.log import EventLog
+from act.run.result import RunResult
 
 TINY = """\
 model:
@@ -73,7 +77,11 @@ def test_the_examples_in_the_help_can_be_parsed() -> None:
         for module in (*VERBS.values(), cli)
         for line in (getattr(module, "EPILOG", "") or cli._EPILOG).splitlines()
     ]
-    examples = [line.split("   ")[0] for line in lines if line.startswith("vitcompress ") and "VERB" not in line]
+    examples = [
+        line.split("   ")[0].partition(" > ")[0]
+        for line in lines
+        if line.startswith("vitcompress ") and "VERB" not in line
+    ]
     assert len(examples) > 15
     for example in examples:
         assert parse(shlex.split(example)[1:]).verb in VERBS
@@ -108,7 +116,9 @@ def test_files_and_overrides_of_bench_may_stand_on_both_sides_of_options(words: 
 def test_a_wrong_command_line_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(argv)
-    assert left.value.code == 2 and "vitcompress" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert left.value.code == 2 and err.startswith("vitcompress: error: ") and len(err.splitlines()) == 1
+    assert "--help" in err
 
 
 def test_bad_input_is_one_line_per_problem_without_a_traceback(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,18 +154,69 @@ def test_other_failures(
     assert err.splitlines() == [f"vitcompress: error: {line}" for line in expected]
 
 
-def test_run_hands_over_recipe_and_folder(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_hands_over_recipe_and_folder(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import act.run.runner as runner
 
     calls: list[Any] = []
 
     def fake(recipe: Any, folder: Path, force: bool = False) -> Any:
         calls.append((recipe.name, recipe.seed, str(folder), force))
-        return type("Result", (), {"exit_code": 3})
+        EventLog(None)("warning", "busy")
+        EventLog(None)("train_step", "step 1")
+        return RunResult("missed", 3, folder, full_report())
 
     monkeypatch.setattr(runner, "run", fake)
     assert main(["run", recipe, "seed=5"]) == main(["run", recipe, "--dir", "x", "--force"]) == 3
     assert calls == [("tiny", 5, "runs/tiny", False), ("tiny", 0, "x", True)]
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("step 1") == 2
+    out, err = output(capsys, "run", recipe, "--json", code=3)
+    assert json.loads(out) == full_report() and "step 1" in err
+    out, err = output(capsys, "--quiet", "run", recipe, "Prune.align=1", code=3)
+    assert out.startswith("missed: Top-1 68.00 → 67.20") and out.endswith("runs/tiny/report.html\n")
+    assert len(out.splitlines()) == len(err.splitlines()) == 1 and "busy" in err
+
+
+def test_quiet_leaves_notes_and_progress_out(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(recipe).write_text(f"{TINY}QuantAware: {{quantize_op_types: [linear, matmul_v2]}}\n")
+    words = ("plan", recipe)
+    assert "note: " in output(capsys, *words)[1]
+    out, err = output(capsys, *words, "--quiet")
+    assert "tiny: vit_tiny" in out and "note: " not in err
+    assert "note: " in output(capsys, *words)[1]  # only that command was quiet
+    assert json.loads(output(capsys, "recipes", "ls", "--json", "--quiet")[0])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_every_verb_and_option(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, _ = output(capsys, "completion", shell)
+    assert all(verb in script for verb in VERBS) and "--space" in script.replace("-l space", "--space")
+    program = shutil.which(shell)
+    if program is not None:
+        file = tmp_path / "script"
+        file.write_text(script)
+        assert subprocess.run([program, "-n", file], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vitcompress pl", {"plan"}),
+        ("vitcompress verify --ta", {"--target"}),
+        ("vitcompress completion ", {"bash", "zsh", "fish"}),
+        ("vitcompress recipes l", {"ls"}),
+    ],
+)
+def test_bash_completes_with_the_script(line: str, expected: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    script, _ = output(capsys, "completion", "bash")
+    words = line.split(" ")
+    setting = f"COMP_WORDS=({' '.join(words)} ''); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'"
+    ask = f"{setting}; _shtab_vitcompress; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == expected, done.stderr
 
 
 def test_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +283,22 @@ def test_recipes(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
     assert "no such folder" in err
 
 
+def test_json_of_validate_has_the_problems(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(output(capsys, "recipes", "validate", recipe, "--json")[0])
+    assert found == [{"recipe": recipe, "ok": True, "problems": []}]
+    out, err = output(capsys, "recipes", "validate", recipe, "Prune.patern=x", "--json", code=2)
+    assert err == "" and [item["ok"] for item in json.loads(out)] == [False] and "patern" in out
+
+
+def test_json_needs_no_file_where_it_may_have_one() -> None:
+    assert [str(parse(["bench", "a.onnx", *words]).json) for words in ((), ("--json",), ("--json", "b.json"))] == [
+        "None",
+        "-",
+        "b.json",
+    ]
+    assert str(parse(["sensitivity", "r", "--json"]).json) == "-"
+
+
 def test_validate(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = output(capsys, "recipes", "validate", "quickstart", recipe, "seed=3")
     assert out.splitlines() == ["quickstart: ok", f"{recipe}: ok"]
@@ -248,6 +325,8 @@ def test_verify_prints_failures_and_exits_with_3(
     assert found["holds"] is False and [check["holds"] for check in found["checks"]] == [True, False]
     monkeypatch.setattr(folder, "verify_folder", lambda path: checks[:1])
     assert "everything holds" in output(capsys, "verify", "x")[0]
+    assert output(capsys, "verify", "x", "--quiet")[0].splitlines()[0] == "x: everything holds"
+    assert "checksums" not in output(capsys, "verify", "x", "--quiet")[0]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ import act.run.stages as stages
 from act.distill.weights import sparse_aware, unweighted, why_equal
 from act.errors import InputError
 from act.recipe.load import load_recipe, recipe_from_dict
-from act.run.html import render
 from act.run.log import read_events
+from act.run.page import render
 from act.run.runner import run
+from act.run.sealed import write_sealed
 from act.train.progress import WINDOW, Meter
 
 WORDS = [
@@ -134,7 +135,8 @@ def test_the_second_stage_weighs_layers_by_what_the_first_left(tmp_path: Path, m
     done = folder / "stages" / "01-prune" / "done.json"
     record = json.loads(done.read_text())
     record["report"]["feature_loss"]["blocks.0"] *= 3
-    done.write_text(json.dumps(record))
+    del record["sha256"]
+    write_sealed(done, record, record.pop("files"))
     run_stages()
     assert len(seen) == 4 and seen[3] == expected(record["report"]["feature_loss"]) != second
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from act.edits import apply_edit
 from act.errors import InputError
 from act.rebuild import load_model_folder, save_model
 
@@ -132,3 +135,13 @@ def test_bad_arch(tmp_path: Path, changes: dict[str, Any], message: str) -> None
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_model_folder(tmp_path / "none")
+
+
+def test_an_edit_in_a_strategys_own_file_is_found_by_a_fresh_process(tmp_path: Path) -> None:
+    edit = {"op": "exchange_activation", "layers": ["blocks.0.mlp.act"], "to": "relu"}
+    model = base_model(**VIT)
+    apply_edit(model, edit)
+    save_model(tmp_path, model, SOURCE, [edit])
+    code = f"from act.rebuild import load_model_folder; print(load_model_folder({str(tmp_path)!r}).blocks[0].mlp.act)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "ReLU()", done.stderr

@@ -17,6 +17,7 @@ from act.run.atomic import replacing, sha256_file, write_json, write_text
 from act.run.folder import RunFolder, differences, open_stage
 from act.run.keys import chain_key, data_part, tensors_hash
 from act.run.log import EventLog, read_events
+from act.run.sealed import write_sealed
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
@@ -85,15 +86,16 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     folder, recipe = RunFolder(tmp_path / "run"), Recipe()
-    assert folder.claim(recipe, "text") is False
+    assert folder.claim(recipe, "text") == []
     renamed = Recipe(name="other", description="same settings")
-    assert folder.claim(renamed, "text") is True
+    assert folder.claim(renamed, "text") == []
     changed = Recipe()
     changed.train.learning_rate = 0.5
     with pytest.raises(InputError, match=re.escape("TrainConfig.learning_rate: 0.0002 -> 0.5") + r".*--force"):
         folder.claim(changed, "text")
-    assert folder.claim(changed, "text", force=True) is False
-    assert folder.claim(changed, "text") is True
+    [note] = folder.claim(changed, "text", force=True)
+    assert note.startswith("--force: ") and "TrainConfig.learning_rate: 0.0002 -> 0.5" in note
+    assert folder.claim(changed, "text") == []
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -109,15 +111,22 @@ def test_stage_folders_are_named_by_order_and_name() -> None:
 
 def test_a_stage_is_reused_only_with_its_own_key(tmp_path: Path) -> None:
     folder = tmp_path / "01-prune"
-    assert open_stage(folder, "a") is None
+    said: list[str] = []
+
+    def log(event: str, message: str = "", **fields: object) -> None:
+        said.append(message)
+
+    assert open_stage(folder, "a", log) is None
     (folder / "state").mkdir()
-    assert open_stage(folder, "a") is None  # interrupted: what is there stays
+    assert open_stage(folder, "a", log) is None  # interrupted: what is there stays
     assert (folder / "state").is_dir()
-    write_json(folder / "done.json", {"key": "a", "report": {"name": "Prune"}})
-    done = open_stage(folder, "a")
+    write_sealed(folder / "done.json", {"key": "a", "report": {"name": "Prune"}}, [])
+    done = open_stage(folder, "a", log)
     assert done is not None
     assert done["report"] == {"name": "Prune"}
-    assert open_stage(folder, "b") is None
+    assert said == []
+    assert open_stage(folder, "b", log) is None
+    assert len(said) == 1 and "other inputs" in said[0]
     assert not (folder / "state").exists()
     assert not (folder / "done.json").exists()
 

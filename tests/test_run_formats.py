@@ -23,7 +23,7 @@ from act.recipe.schema import Recipe, TargetConfig
 from act.run import formats
 from act.run.formats import FORMATS, Format, Job, Written, format_problems, in_order
 from act.run.goals import check_measurable, judged
-from act.run.html import render
+from act.run.page import render
 from act.verify.folder import verify_folder
 
 needs_openvino = pytest.mark.skipif(backends()["openvino"].available() is not None, reason="openvino is not installed")

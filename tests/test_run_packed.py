@@ -15,7 +15,7 @@ from torch import nn
 from act import AutoCompression
 from act.cli.main import main
 from act.rebuild import load_model_folder
-from act.run.html import render
+from act.run.page import render
 from act.storage.file import PACKED_FILE, read_packed
 from act.verify.folder import verify_folder
 

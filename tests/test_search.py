@@ -235,7 +235,8 @@ def made_up(recipe: Recipe, folder: Path, shared: Path) -> Any:
         "latency": {"onnxruntime": {"1": {"median_ms": 4.0}}},
     }
     report = {"status": status, "goals": goals, "baseline": before, "stages": [], "artifacts": [artifact]}
-    return SimpleNamespace(report=report | {"environment": {}})
+    hashes = {"settings_hash": "0" * 64, "model": {"weights": "0" * 64}, "data": {"roles": {}}}
+    return SimpleNamespace(report=report | hashes | {"environment": {"vitcompress": "0", "packages": {}}})
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from act.strategies.base import load_strategies
 from act.structure.axes import HEADS, HIDDEN, Q, V
 from act.structure.cost import full_size, mac_rates, param_rates
 from act.structure.curves import OutputLoss
-from act.structure.reducer import Reducer
+from act.structure.latency import LatencyTable, latency_table, timed_sizes
+from act.structure.planner import DIMS, Space
+from act.structure.reducer import Reducer, Size
 from act.structure.shrink import set_tensors, shrink_edit
 from act.structure.statistics import gather
 from act.structure.units import AttentionUnits, find_units
@@ -90,7 +92,7 @@ def test_a_stand_in_computes_what_the_cut_model_does(criterion: str) -> None:
     images = Data().calibration(1, 1)[0].images
     stats = gather(model, found.groups, [images], criterion == "taylor")
     reducer = Reducer(model, found, stats, criterion)
-    cuts = {"blocks.0.attn": [(2, 16, 16), (3, 8, 16), (3, 16, 8)], "blocks.1.mlp": [(96,)]}
+    cuts: dict[str, list[Size]] = {"blocks.0.attn": [(2, 16, 16), (3, 8, 16), (3, 16, 8)], "blocks.1.mlp": [(96,)]}
     for name, sizes in cuts.items():
         for size in sizes:
             whole, cut = deepcopy(model), deepcopy(model)
@@ -159,6 +161,61 @@ def test_latency_is_measured_kept_and_spent(tmp_path: Path, monkeypatch: pytest.
     assert any(line.startswith("latency table of this machine read") for line in said)
     assert len(list(tmp_path.rglob("*.json"))) == 1
     assert all(group.hidden < 192 for group in find_units(model).groups if not isinstance(group, AttentionUnits))
+
+
+def test_times_of_q_k_and_v_together_are_used_where_all_have_one_size() -> None:
+    groups = find_units(build()).groups
+    attention = next(group for group in groups if isinstance(group, AttentionUnits))
+    curves = {"heads": {3: 9.0, 2: 7.0}, "qk": {16: 9.0, 8: 10.0}, "v": {16: 9.0, 8: 11.0}, DIMS: {16: 9.0, 8: 6.0}}
+    table = LatencyTable(9.0, {attention.name: curves}, groups)
+    assert table.cost(attention.name, (3, 8, 8)) == -3.0
+    assert table.cost(attention.name, (3, 8, 16)) == 1.0
+    assert table.cost(attention.name, (2, 8, 8)) == pytest.approx(-2.0 - 3.0 * 2 / 3)
+    assert timed_sizes(Space(align=4), attention)[DIMS] == [16, 12, 8, 4]
+    assert DIMS not in timed_sizes(Space(units=["heads", "v"]), attention)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_the_width_of_the_stream_is_chosen_by_what_it_costs_with_all_else(idle: bool) -> None:
+    model: Any = build()
+    ctx, ratio = context(), 0.2
+    said: list[str] = []
+    with torch.no_grad():
+        # Half of the channels say nothing, so that narrowing is nearly free; or all say something.
+        for parameter in (model.cls_token, model.pos_embed):
+            parameter[..., 24:] *= not idle
+        for name, parameter in model.named_parameters():
+            if name.endswith(("proj.weight", "fc2.weight", "proj.bias", "fc2.bias")):
+                parameter[24:] *= not idle
+    ctx.log = lambda event, message="", **fields: said.append(message)
+    before = analyze(model, SIZE).macs
+    cls = load_strategies()["TransformerPrune"]
+    cls(cls.Config(pruned_ratio=ratio, width=None, align=4)).prepare(model, ctx)
+    assert analyze(model, SIZE).macs <= (1 - ratio) * before * 1.001
+    assert (model.embed_dim < 48) == idle
+    assert sum(line.startswith("width ") for line in said) == 4
+    assert sum(line.endswith("(taken)") for line in said) == 1
+
+
+def test_a_latency_table_is_extended_by_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    timed: list[list[str]] = []
+
+    def stopwatch(models: dict[str, Any], ctx: Context) -> dict[str, float]:
+        timed.append(list(models))
+        return {name: 4.0 + 0.01 * len(timed) * model.embed_dim for name, model in models.items()}
+
+    monkeypatch.setattr("act.structure.latency.time_models", stopwatch)
+    model, ctx = build(), context()
+    found = find_units(model)
+    first = latency_table(model, found, Space(["mlp"], 32), ctx)
+    second = latency_table(model, found, Space(["mlp"], 32), ctx, [24])
+    third = latency_table(model, found, Space(["mlp"], 32), ctx, [24])
+    assert timed[1] == ["full", "width 24"]
+    assert len(timed) == 2
+    assert first.total == second.total == third.total
+    slower = (4 + 0.02 * 48) / (4 + 0.01 * 48)  # the pace of the second time to that of the first
+    assert second.widths == third.widths == {24: pytest.approx((4 + 0.02 * 24) / slower)}
 
 
 def test_without_a_ratio_the_target_says_how_much() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import sys
@@ -128,7 +129,7 @@ def test_state_of_any_optimiser_comes_back(tmp_path: Path, optimizer: str) -> No
     save_state(state, tmp_path)
     step(state, 3)
     again = make_state(optimizer, seed=1)
-    assert load_state(again, tmp_path) == tmp_path / "step-00000003"
+    assert load_state(again, tmp_path, print) == tmp_path / "step-00000003"
     step(again, 3)
     for name, value in state.parts["model"].state_dict().items():
         assert torch.equal(value, again.parts["model"].state_dict()[name]), name
@@ -140,15 +141,15 @@ def test_a_save_that_was_cut_short_leaves_the_old_state(tmp_path: Path, monkeypa
     save_state(state, tmp_path)
     step(state, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("act.train.state.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("act.train.state.write_sealed", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             save_state(state, tmp_path)
     again = make_state("adamw", seed=1)
-    load_state(again, tmp_path)
+    load_state(again, tmp_path, print)
     assert again.step == 1
     step(state, 1)
     save_state(state, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "step-00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     save_state(state, tmp_path)
     state.parts["model"] = nn.Linear(3, 3)
     with pytest.raises(InputError, match="does not fit the model"):
-        load_state(state, tmp_path)
+        load_state(state, tmp_path, print)
 
 
 def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
@@ -258,6 +259,31 @@ def test_meter_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [clock(59.6), clock(61), clock(3661)] == ["1:00", "1:01", "1:01:01"]
 
 
+@pytest.mark.parametrize("first", [0.0, 1.0, 40.0])
+@pytest.mark.parametrize(("eval_iter", "evaluation"), [(None, 0.0), (7, 5.0), (10, 30.0)])
+@pytest.mark.parametrize("start", [0, 35])
+def test_the_time_left_is_right_after_a_tenth(
+    first: float, eval_iter: int | None, evaluation: float, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 0.8 to 1.2 s, the first of this process with `first` s more, evaluations of `evaluation` s."""
+    now, steps = [0.0], 150
+    monkeypatch.setattr("act.train.progress.time.monotonic", lambda: now[0])
+    meter = Meter(steps, start, eval_iter=eval_iter)
+    shown: list[tuple[int, float, float]] = []
+    for step in range(start + 1, steps + 1):
+        now[0] += 1.0 + 0.2 * (-1) ** step + (first if step == start + 1 else 0.0)
+        meter.add(step, {}, 8)
+        shown.append((step - start, now[0], meter.eta_seconds))
+        if eval_iter is not None and (step % eval_iter == 0 or step == steps):
+            now[0] += evaluation
+            meter.evaluated(evaluation)
+    assert meter.eta_seconds == 0
+    known = max((steps - start) // 10, eval_iter or 0)  # an evaluation can be counted once one was seen
+    for done, at, eta in shown:
+        if done > known:
+            assert eta == pytest.approx(now[0] - at, rel=0.2, abs=0.5), done
+
+
 def test_many_terms_of_one_kind_are_shown_as_their_sum() -> None:
     features = {f"feature.blocks.{index}": 0.5 for index in range(4)}
     assert by_kind({"soft": 0.25} | features) == {"soft": 0.25, "feature (4)": 2.0}
@@ -272,6 +298,10 @@ def test_bar_on_a_terminal_and_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
+    logging.getLogger("vitcompress").setLevel("WARNING")
+    with Bar("Prune", 10, 0) as bar:
+        assert not bar.shown
+    logging.getLogger("vitcompress").setLevel("INFO")
     with Bar("Prune", 10, 0) as bar:
         assert bar.shown
         bar.update(5, "Prune 5/10 [loss] 0.5")

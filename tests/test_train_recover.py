@@ -348,4 +348,4 @@ def test_state_is_plain_json_and_safetensors(tmp_path: Path) -> None:
         "random.safetensors",
         "state.json",
     ]
-    assert json.loads((tmp_path / "state.json").read_text())["step"] == 2
+    assert json.loads((tmp_path / "step-00000002" / "state.json").read_text())["step"] == 2

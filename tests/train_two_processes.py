@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.recipe.schema import Recipe, TrainConfig
+from act.run.stop import Stopped, sigterm_raises
 from act.strategies.distillation import Distillation
 from act.train.recover import recover
 from act.train.state import save_tensors
@@ -30,7 +34,7 @@ def build(width: int, seed: int) -> nn.Module:
 
 
 def main(folder: Path, kill: int | None) -> None:
-    """Train 6 steps; with `kill`, stop in this step and call `recover` again."""
+    """Train 6 steps; with `kill`, one process is terminated in this step, and `recover` is called again."""
     # 26 images in batches of 8: the last batch of each epoch is not full.
     images = torch.randn(26, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     bundle = DataBundle.from_loaders(DataLoader(TensorDataset(images), batch_size=8))
@@ -48,18 +52,20 @@ def main(folder: Path, kill: int | None) -> None:
         return float(len(calls))
 
     def log(event: str, message: str = "", **fields: Any) -> None:
-        if event == "train_step" and fields["step"] == kill:
-            raise KeyboardInterrupt
+        if event == "train_step" and fields["step"] == kill and PartialState().process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # one is asked, and both must stop after the same step
 
     for attempt in range(1 if kill is None else 2):
         student = build(48, seed=1)
         objective = Distillation(Distillation.Config()).objective(student, [build(96, seed=0)], ctx)
         ctx.log = log if attempt == 0 else Context.log
-        with contextlib.suppress(KeyboardInterrupt):
+        if kill is not None and attempt == 0:
+            with contextlib.suppress(Stopped), sigterm_raises():
+                recover(student, None, [objective], cfg, ctx, folder, evaluate)
+            assert (folder / f"step-{kill:08d}" / "state.json").is_file()
+        else:
             result = recover(student, None, [objective], cfg, ctx, folder, evaluate)
     weights = [parameter.detach() for parameter in objective.parameters()]
-    from accelerate import PartialState
-
     state = PartialState()
     save_tensors(
         folder / f"rank{state.process_index}.safetensors",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from act.backends.base import Images
+from act.backends.onnx_guard import check_external_data
 from act.errors import InputError
 
 _ERRORS_ONLY = 3
@@ -61,6 +62,7 @@ def open_session(
 
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    check_external_data(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy.typing as npt
 
 from act.backends.base import Images
+from act.backends.onnx_guard import check_external_data
 from act.backends.signal_stack import kept_signal_stack
 from act.errors import InputError
 
@@ -80,6 +81,8 @@ def compile_model(path: str | Path, threads: int = 0, precision: str = "f32", pr
     reason = OpenVino().available()
     if reason is not None:
         raise InputError(f"backend: openvino: cannot run here: {reason}")
+    if Path(path).suffix == ".onnx":
+        check_external_data(path)
     check_ir(Path(path))
     import openvino
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from act.backends.onnx_guard import check_external_data
 from act.backends.openvino import check_ir
 from act.errors import InputError
 from act.run.atomic import sha256_file
@@ -84,8 +85,10 @@ def _file(path: Path, role: str) -> Source:
 def _run_folder(folder: Path, originals: list[Source]) -> list[Source]:
     """The artifacts of a run; its original is added to `originals`."""
     from act.run.folder import RunFolder
+    from act.run.reading import check_contained
     from act.run.report import read_report
 
+    check_contained(folder)
     report = read_report(RunFolder(folder))
     if report is None:
         raise InputError(
@@ -137,17 +140,11 @@ def common_input_size(sources: Sequence[Source]) -> tuple[int, int, int]:
     return next(iter(sizes.values()))
 
 
-def _onnx_model(path: Path) -> Any:
+def _onnx_input(path: Path) -> list[int]:
     import onnx
 
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf and onnx raise many types; the file is the problem
-        raise InputError(f"{path}: not a readable ONNX file: {error}") from error
-
-
-def _onnx_input(path: Path) -> list[int]:
-    graph = _onnx_model(path).graph
+    check_external_data(path)
+    graph = onnx.load(str(path), load_external_data=False).graph
     held = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in held]
     if not inputs:

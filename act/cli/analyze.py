@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,19 +162,21 @@ def _run_models(folder: Path) -> Subjects:
     from act.models import load_model
     from act.rebuild import load_model_folder, read_arch
     from act.recipe.schema import ModelConfig
+    from act.run.reading import check_contained, read_json
     from act.storage.sizes import tensor_bytes
 
+    check_contained(folder)
     artifact = folder / "artifact" if (folder / "artifact").is_dir() else folder
     arch = read_arch(artifact)
     base = arch["base"]
     if base is None:
         raise InputError(f"{folder}: its model came as a module from Python and cannot be built from its name")
     try:
-        size = json.loads((artifact / "preprocess.json").read_text(encoding="utf-8"))["input_size"]
+        size = read_json(artifact / "preprocess.json")["input_size"]
         channels, height, width = (int(length) for length in size)
         if not all(0 < length <= LARGEST_SIDE for length in (channels, height, width)):
             raise ValueError(f"input_size {size}; allowed: lengths of 1 to {LARGEST_SIDE}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (InputError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{artifact / 'preprocess.json'}: cannot be read: {error}; name a finished run") from error
     compressed = load_model_folder(artifact)  # first, since it checks what arch.json says of the base model
     kwargs = dict(base.get("kwargs") or {})

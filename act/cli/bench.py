@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act.cli.common import unwritable
+from act.cli.common import json_file_argument, unwritable
 from act.cli.output import note, number, print_json, table, warn
 from act.errors import InputError
 
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed rounds (default: %(default)s)")
     parser.add_argument("--half", action="store_true", help="run the compressed files in half precision, too")
     parser.add_argument("--recipe", metavar="RECIPE", help="score all files on data.val of this recipe")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything as JSON; - prints it, and no table")
+    json_file_argument(parser)
     parser.add_argument("--picture", type=Path, metavar="OUT.svg", help="draw latency against accuracy")
     parser.add_argument(
         "--peers",

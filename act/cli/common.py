@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from act.cli.output import note
+from act.cli.output import note, print_json
+from act.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
+    from act.run.result import RunResult
 
 
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and the `key=value` words after it."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe (recipes ls)")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped or pulled recipe (recipes ls)"
+    )
     parser.add_argument(
         "overrides",
         metavar="key=value",
@@ -30,11 +34,6 @@ def json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def debug_argument(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
-    """--debug, which every verb takes, too; one that is not given leaves the value from before the verb."""
-    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
-
-
 def unwritable(option: str, path: Path) -> list[str]:
     """Why no file can be written to `path`, the value of `option`, in one line; empty if one can. Makes no folder."""
     if path.is_dir():
@@ -45,6 +44,18 @@ def unwritable(option: str, path: Path) -> list[str]:
     return [] if os.access(folder, os.W_OK) else [f"{option}: {path}: {folder} is not writable; choose another folder"]
 
 
+def json_file_argument(parser: argparse.ArgumentParser) -> None:
+    """--json [FILE], for verbs whose measurements are worth keeping."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=Path("-"),
+        type=Path,
+        metavar="FILE",
+        help="write everything as JSON; without FILE, or with -, print it instead of a table",
+    )
+
+
 def read(args: argparse.Namespace) -> Recipe:
     """The recipe of `recipe_arguments`; how ACT spellings were read is noted on stderr."""
     from act.recipe.load import read_recipe
@@ -53,3 +64,12 @@ def read(args: argparse.Namespace) -> Recipe:
     for text in loaded.notes:
         note(text)
     return loaded.recipe
+
+
+def finish(result: RunResult, as_json: bool) -> int:
+    """Print a run's report as JSON, or for a quiet command its last line; the exit code."""
+    if as_json:
+        print_json(result.report)
+    elif is_quiet():
+        print(f"{result.status}: {result.verdict} {result.folder / 'report.html'}")
+    return result.exit_code

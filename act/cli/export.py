@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from act.cli.output import table
+from act.cli.common import finish, json_argument
+from act.cli.output import print_json, table
 from act.errors import InputError
 
 PACKED_FILE = "model.packed.safetensors"  # of act.storage.file, whose imports --help must not wait for
@@ -34,13 +36,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", metavar="FORMAT", action="append", required=True, help="a format to add; may be given again"
     )
+    json_argument(parser)
 
 
 def command(args: argparse.Namespace) -> int:
     """Export; the exit code is that of the run."""
+    from act.run.reading import check_contained
+
     other = [word for word in args.overrides if word.partition("=")[0].split(".")[0] not in ("export", "target")]
     if other:
         raise InputError(f"{other[0]}: would change the run itself; allowed here: export.* and target.*")
+    if args.dir.is_dir():
+        check_contained(args.dir)
     # The artifact folder of a run has a manifest, and is exported to through its run.
     if (args.dir / PACKED_FILE).is_file() and not (args.dir / "manifest.json").is_file():
         return _from_packed(args)
@@ -60,15 +67,19 @@ def command(args: argparse.Namespace) -> int:
             f"{args.dir}: its model came as a module; call run(recipe, folder, model) of act.run.runner with that "
             "module and the formats in recipe.export.formats"
         )
-    return run(recipe, args.dir, force=True).exit_code
+    return finish(run(recipe, args.dir, may_change=("export", "target")), args.json)
 
 
 def _from_packed(args: argparse.Namespace) -> int:
     from act.run.from_packed import export_packed
 
+    found = export_packed(args.dir, args.to, args.overrides)
+    if args.json:
+        print_json([dataclasses.asdict(item) | {"path": str(item.path)} for item in found])
+        return 0
     rows = [
         [item.format, item.path.name, f"{item.bytes:,}", f"{item.agreement:.2f} %", f"{item.max_abs_diff:.2g}"]
-        for item in export_packed(args.dir, args.to, args.overrides)
+        for item in found
     ]
     head = ["format", "file", "bytes", "agrees with torch", "largest difference"]
     table(f"{args.dir}: compared on images of noise", head, rows, right=head[2:])

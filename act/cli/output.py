@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from act.verbosity import is_quiet
+
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Print rows under their columns; the columns named in `right` hold numbers."""
@@ -48,8 +50,9 @@ _STYLES = {
 
 
 def note(text: str) -> None:
-    """A remark on stderr, so that stdout stays readable by programs."""
-    print(f"note: {text}", file=sys.stderr)
+    """A remark on stderr, so that stdout stays readable by programs; a quiet command has none."""
+    if not is_quiet():
+        print(f"note: {text}", file=sys.stderr)
 
 
 def warn(text: str) -> None:

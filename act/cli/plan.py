@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from act.cli.common import json_argument, read, recipe_arguments
 from act.cli.output import number, print_json, size, table, warn
+from act.folding import shorten
 
 if TYPE_CHECKING:
     from act.automatic import Automatic
@@ -171,23 +172,3 @@ def _print_time(plan: Plan, paces: Sequence[Pace | None]) -> None:
     columns = ["stage", "steps", "seconds per step", "images/s", "hours"]
     table(f"Time of training, estimated from {TIMED} steps of the dense model", columns, rows, right=columns[1:])
     print("  Not in it: preparation, evaluation, export, and what masks and quantisers add to a step.")
-
-
-def shorten(names: list[str]) -> str:
-    """Layer names with their block numbers folded: blocks.0.attn.qkv, blocks.1.attn.qkv -> blocks.{0-1}.attn.qkv."""
-    found: dict[str, list[int]] = {}
-    for name in names:
-        parts = name.split(".")
-        # The last number is the position in its stage; earlier ones (Swin's stages) stay written out.
-        at = max((index for index, part in enumerate(parts) if part.isdecimal()), default=None)
-        key = name if at is None else ".".join([*parts[:at], "*", *parts[at + 1 :]])
-        found.setdefault(key, []).extend([] if at is None else [int(parts[at])])
-    return ", ".join(key.replace("*", _span(numbers)) if numbers else key for key, numbers in found.items())
-
-
-def _span(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return str(numbers[0])
-    if sorted(numbers) == list(range(min(numbers), max(numbers) + 1)):
-        return f"{{{min(numbers)}-{max(numbers)}}}"
-    return "{" + ",".join(map(str, sorted(numbers))) + "}"

@@ -1,17 +1,19 @@
-"""`vitcompress recipes`: list, show, copy and check recipes."""
+"""`vitcompress recipes`: list, show, copy and check recipes; what is given to others is in sharing.py."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from act.cli.common import debug_argument, json_argument
+from act.cli import sharing
+from act.cli.common import json_argument
 from act.cli.output import note, print_json, table
 from act.errors import InputError
 
-HELP = "list, show, copy or check recipes"
-DESCRIPTION = "Recipes that come with the package, and checks of your own."
+HELP = "list, show, copy and check recipes; freeze, push and pull them"
+DESCRIPTION = "Recipes that come with the package, checks of your own, and recipes given to and taken from others."
 EPILOG = """\
 examples:
   vitcompress recipes ls
@@ -19,14 +21,17 @@ examples:
   vitcompress recipes show quickstart --resolved TrainConfig.epochs=3
   vitcompress recipes cp quickstart mine.yaml
   vitcompress recipes validate mine.yaml QuantAware.weight_bits=4
+  vitcompress recipes freeze runs/mine -o measured.yaml
+  vitcompress recipes push measured.yaml hf://owner/repo/measured.yaml
+  vitcompress recipes pull https://example.org/fast.yaml --sha256 HASH
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.set_defaults(overrides=[])
-    actions = parser.add_subparsers(dest="action", metavar="ls|show|cp|validate", required=True)
-    ls = actions.add_parser("ls", help="list the shipped recipes")
+    actions = parser.add_subparsers(dest="action", metavar="ls|show|cp|validate|freeze|push|pull", required=True)
+    ls = actions.add_parser("ls", help="list the shipped and the pulled recipes")
     json_argument(ls)
     show = actions.add_parser("show", help="print a recipe")
     show.add_argument("recipe", metavar="RECIPE")
@@ -39,28 +44,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     validate = actions.add_parser("validate", help="report every problem of recipes; exit code 2 if there is one")
     validate.add_argument("recipes", metavar="RECIPE", nargs="+")
     validate.add_argument("overrides", metavar="key=value", nargs="*", default=[])
-    for action in (ls, show, cp, validate):
-        debug_argument(action)
+    json_argument(validate)
+    sharing.add_actions(actions)
 
 
 def command(args: argparse.Namespace) -> int:
     """Do the action."""
-    return {"ls": _ls, "show": _show, "cp": _cp, "validate": _validate}[args.action](args)
+    own: dict[str, Callable[[argparse.Namespace], int]]
+    own = {"ls": _ls, "show": _show, "cp": _cp, "validate": _validate}
+    return (own | sharing.ACTIONS)[args.action](args)
 
 
 def _ls(args: argparse.Namespace) -> int:
     from act.recipe.load import load_recipe
     from act.recipe.paths import list_recipes
+    from act.recipe.pulled import list_pulled
 
     rows, found = [], []
-    for path in list_recipes():
+    known = [(path.stem, path) for path in list_recipes()] + [(item.name, item.path) for item in list_pulled()]
+    for name, path in known:
         try:
             recipe = load_recipe(path)
             stages, about = " + ".join(recipe.strategies), recipe.description.strip().split("\n")[0]
         except InputError as error:
             stages, about = "", f"cannot be used here: {error.problems[0]}"
-        rows.append([path.stem, stages, about])
-        found.append({"name": path.stem, "path": str(path), "strategies": stages.split(" + "), "description": about})
+        rows.append([name, stages, about])
+        found.append({"name": name, "path": str(path), "strategies": stages.split(" + "), "description": about})
     if args.json:
         print_json(found)
     else:
@@ -89,18 +98,11 @@ def _show(args: argparse.Namespace) -> int:
 def _cp(args: argparse.Namespace) -> int:
     from act.recipe.paths import find_recipe
     from act.recipe.text import read_text
-    from act.run.atomic import write_text
+    from act.share.local import write_new
 
     source = find_recipe(args.recipe)
     target = args.to / source.name if args.to.is_dir() else args.to
-    if target.exists() and not args.force:
-        raise InputError(f"{target}: exists; choose another name, or overwrite it with --force")
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent}: no such folder")
-    try:
-        write_text(target, read_text(source))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    write_new(target, read_text(source), args.force)
     print(target)
     return 0
 
@@ -111,7 +113,7 @@ def _validate(args: argparse.Namespace) -> int:
     words = [word for word in args.recipes if _is_override(word)] + args.overrides
     if all(_is_override(word) for word in args.recipes):
         raise InputError(f"{args.recipes[0]}: changes a recipe, and none is named; write: recipes validate RECIPE ...")
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     for name in args.recipes:
         if _is_override(name):
             continue
@@ -119,11 +121,16 @@ def _validate(args: argparse.Namespace) -> int:
             loaded = read_recipe(name, words)
             for text in loaded.notes:
                 note(f"{name}: {text}")
-            print(f"{name}: ok")
+            problems[name] = []
         except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
+            problems[name] = error.problems
+        if not args.json and not problems[name]:
+            print(f"{name}: ok")
+    if args.json:
+        print_json([{"recipe": name, "ok": not found, "problems": found} for name, found in problems.items()])
+        return InputError.exit_code if any(problems.values()) else 0
+    if any(problems.values()):
+        raise InputError([problem for found in problems.values() for problem in found])
     return 0
 
 

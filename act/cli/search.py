@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from act.cli.common import json_argument, read, recipe_arguments
 from act.cli.output import note, print_json, table
 from act.errors import InputError
+from act.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from act.search.report import Findings
@@ -130,7 +131,8 @@ def _alone() -> None:
 
 
 def _log(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    if not is_quiet():
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _output(found: Findings, folder: Path, as_json: bool) -> None:
@@ -142,12 +144,9 @@ def _output(found: Findings, folder: Path, as_json: bool) -> None:
         print_json(found.as_json())
     else:
         heads, rows = columns(found)
-        table(
-            f"search: {found.space.base.name}",
-            heads,
-            rows,
-            right=[head for head in heads if head not in ("result", "")],
-        )
+        if not is_quiet():
+            right = [head for head in heads if head not in ("result", "")]
+            table(f"search: {found.space.base.name}", heads, rows, right=right)
         for trial in found.trials:
             if trial.state in ("failed", "passed_over"):
                 note(f"trial {trial.number} {trial.state.replace('_', ' ')}: {trial.reason}")

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from act.cli.common import read, recipe_arguments, unwritable
+from act.cli.common import json_file_argument, read, recipe_arguments, unwritable
 from act.cli.output import note, print_json, table
-from act.cli.plan import shorten
 from act.errors import InputError
+from act.folding import shorten
+from act.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -55,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=30, metavar="N", help="rows of the table; 0: all (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON; - prints it, and no table")
+    json_file_argument(parser)
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw a heat map, layers by treatments (.svg, .png or .pdf)"
     )
@@ -141,7 +142,7 @@ class _Watch:
     """Progress on stderr: a line that changes on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._terminal, self._last = sys.stderr.isatty(), time.monotonic()
+        self._terminal, self._last = sys.stderr.isatty() and not is_quiet(), time.monotonic()
 
     def __enter__(self) -> _Watch:
         return self

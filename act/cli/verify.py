@@ -9,6 +9,7 @@ from pathlib import Path
 from act.cli.common import json_argument
 from act.cli.output import print_json, table
 from act.errors import InputError
+from act.verbosity import is_quiet
 
 HELP = "check that an artifact is what its report says, or a file against TensorRT's rules"
 DESCRIPTION = """\
@@ -58,7 +59,8 @@ def command(args: argparse.Namespace) -> int:
         rows = [[check.name, "holds" if check.holds else "FAILS", check.detail] for check in checks]
         failed = sum(not check.holds for check in checks)
         verdict = "everything holds" if holds else f"{failed} of {len(checks)} checks FAIL"
-        table(f"{args.path}: {verdict}", ["check", "", "detail"], rows)
+        shown = [row for row in rows if row[1] == "FAILS"] if is_quiet() else rows
+        table(f"{args.path}: {verdict}", ["check", "", "detail"], shown)
     return 0 if holds else 3
 
 

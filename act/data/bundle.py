@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
@@ -116,6 +116,11 @@ class DataBundle:
         return self._train is not None
 
     @property
+    def has_calibration(self) -> bool:
+        """Whether `calibration` has images: those of data.calibration, else of data.train."""
+        return self._calibration is not None
+
+    @property
     def has_val(self) -> bool:
         return self._val is not None
 
@@ -195,11 +200,30 @@ class DataBundle:
         if problems:
             raise InputError(problems)
 
+    def fingerprints(self) -> dict[str, str]:
+        """The parts of `fingerprint`, by `data.train`, `data.val` and `data.calibration`, as far as they are given."""
+        roles = {"data.train": self._train, "data.val": self._val}
+        if self._calibration is not self._train:
+            roles["data.calibration"] = self._calibration
+        return {role: split.fingerprint() for role, split in roles.items() if split is not None}
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """For each role that was given: `fingerprint`, sha256 (hex) over names, sizes and labels, and `images`."""
+        roles = {"train": self._train, "val": self._val}
+        if self._calibration is not self._train:
+            roles["calibration"] = self._calibration
+        return {
+            role: {"fingerprint": hashlib.sha256(split.fingerprint().encode()).hexdigest(), "images": split.images}
+            for role, split in roles.items()
+            if split is not None
+        }
+
     def fingerprint(self) -> str:
         """sha256 (hex) over the names, sizes and labels of all images; the same on every machine."""
         if self._fingerprint is None:
-            roles = {"train": self._train, "val": self._val, "calibration": self._calibration}
-            parts = [f"{role}:{'' if split is None else split.fingerprint()}" for role, split in roles.items()]
+            found = self.fingerprints()
+            found.setdefault("data.calibration", found.get("data.train", ""))
+            parts = [f"{role}:{found.get(f'data.{role}', '')}" for role in ("train", "val", "calibration")]
             self._fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return self._fingerprint
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from act.backends.onnx_guard import read_onnx
 from act.export.onnx_graph import Graph, permutation
 from act.export.patterns import (
     Codes,
@@ -68,7 +69,7 @@ def to_contrib(model: onnx.ModelProto, attention: str = "int8") -> dict[str, int
 
 def export_contrib(main: Path, target: Path, attention: str) -> dict[str, int]:
     """Write `target` from the main ONNX file, with a note of the form of its attention; what was made."""
-    model = onnx.load(str(main))
+    model = read_onnx(main)
     made = to_contrib(model, attention)
     model.metadata_props.add(key=FORM, value=attention)
     with replacing(target) as temporary:

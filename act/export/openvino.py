@@ -9,19 +9,20 @@ point. Zero tokens are appended where that was measured to be faster (act/export
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from act.backends.onnx_guard import read_onnx
 from act.errors import ExportError
 from act.export.onnx_graph import Graph
 from act.export.padding import pad_tokens, padding_obstacle
 from act.export.placement import bypass_attentions
 from act.export.projections import hoist_pairs, split_projections
 from act.export.tokens import keep_read_tokens
+from act.run.atomic import PARTIAL, move
 
 # Where the file says how its attention products run, and whether tokens may have been appended.
 ATTENTION, PADDED = ["vitcompress", "attention"], ["vitcompress", "pad_tokens"]
@@ -46,7 +47,7 @@ def to_openvino_form(model: onnx.ModelProto, attention: str = "int8", padded: bo
 
 def not_padded(main: Path) -> str | None:
     """Why no tokens can be appended in the form of the main ONNX file; None if they can."""
-    model = onnx.load(str(main))
+    model = read_onnx(main)
     split_projections(model)
     hoist_pairs(model)
     return padding_obstacle(model)
@@ -59,11 +60,11 @@ def export_openvino(main: Path, target: Path, attention: str = "int8", padded: b
     made, converted = convert(main, attention, padded)
     converted.set_rt_info(attention, ATTENTION)
     converted.set_rt_info(str(padded).lower(), PADDED)
-    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder:
         written = Path(folder) / target.name
         openvino.save_model(converted, str(written), compress_to_fp16=False)
-        os.replace(written.with_suffix(".bin"), target.with_suffix(".bin"))
-        os.replace(written, target)
+        move(written.with_suffix(".bin"), target.with_suffix(".bin"))
+        move(written, target)
     return made
 
 
@@ -71,7 +72,7 @@ def convert(main: Path, attention: str, padded: bool) -> tuple[dict[str, int], A
     """What was rewritten in the main ONNX file, and the openvino.Model of the result."""
     import openvino
 
-    model = onnx.load(str(main))
+    model = read_onnx(main)
     made = to_openvino_form(model, attention, padded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / main.name

@@ -23,7 +23,7 @@ class QuantConfig:
     weight_group_size: int | None = None
     quantize_op_types: list[str] = field(default_factory=lambda: ["conv2d", "linear"])  # matmul: q k^T, attn x v
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
     first_and_last: bool = False  # also quantise what the patch embedding and the head read; weights always are
     calibration: str = "output"  # minmax, percentile, mse, entropy, output: how an activation's range is chosen
     percentile: float = 99.999  # of calibration: percentile

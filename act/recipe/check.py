@@ -14,8 +14,10 @@ from act.strategies.base import Strategy
 from act.train.check import train_problems
 
 SCHEMA = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 METRICS = ("top1", "agreement")
+# Keyword arguments of timm.create_model that read other files or the network, and may unpickle what they find.
+FORBIDDEN_KWARGS = ("checkpoint_path", "cache_dir", "pretrained")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -70,7 +72,7 @@ _CHOICES: dict[str, dict[str, Sequence[str]]] = {
 
 def check_top(recipe: Recipe, problems: Problems) -> None:
     """Name, schema version and seed."""
-    if not _NAME.fullmatch(recipe.name):
+    if not NAME.fullmatch(recipe.name):
         problems.add(
             "name", f"{shown(recipe.name)} cannot name a folder; allowed: letters, digits, '.', '_', '-', up to 100"
         )
@@ -84,6 +86,9 @@ def check_model(cfg: ModelConfig, key: str, problems: Problems) -> None:
     """The model's name is one of timm's; used for every model a recipe names, under `key`."""
     if cfg.num_classes is not None and not 1 <= cfg.num_classes <= 1_000_000:
         problems.add(f"{key}.num_classes", f"{cfg.num_classes} is out of range; allowed: 1 to 1000000")
+    for name in cfg.kwargs:
+        if name.startswith(FORBIDDEN_KWARGS):
+            problems.add(f"{key}.kwargs.{name}", f"would read another file; write {key}.checkpoint or {key}.pretrained")
     if cfg.name is None or cfg.name.startswith(_HUB):
         return
     import timm

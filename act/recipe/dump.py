@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from act.recipe import text
-from act.recipe.references import as_written, portable
+from act.recipe.references import as_written, portable, without_locations
 from act.recipe.schema import Recipe
 
 _ATTRIBUTES = {"model": "model", "data": "data"}
 _LATER = {"TrainConfig": "train", "target": "target", "export": "export"}
 _UNHASHED = ("name", "description", "results")
 _PATHS = {"train", "val", "calibration", "class_map", "checkpoint"}
+# What has no part in the results that a recipe records: the number of processes, and what is timed.
+_NO_RESULT = {"data": ("workers",), "export": ("benchmark", "benchmark_batches", "threads")}
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -36,6 +38,14 @@ def recipe_hash(recipe: Recipe) -> str:
     """
     canonical = json.dumps(hashed_settings(recipe), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def settings_hash(recipe: Recipe) -> str:
+    """SHA-256 (hex) of the settings that results depend on: as `recipe_hash`, without locations, workers and timing."""
+    settings = hashed_settings(without_locations(recipe))
+    for section, names in _NO_RESULT.items():
+        settings[section] = {key: value for key, value in settings[section].items() if key not in names}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def hashed_settings(recipe: Recipe) -> dict[str, Any]:

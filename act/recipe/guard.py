@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from act.recipe.coerce import Problems, shown
-from act.recipe.text import MAX_DEPTH
+from act.recipe.text import MAX_DEPTH, STEERING
 
 _CODE_KEY = re.compile(r"_\w+_")
 _MAX_TEXT = 20_000
@@ -58,6 +58,9 @@ def usable_key(name: Any, path: str, problems: Problems) -> bool:
     if _CODE_KEY.fullmatch(name):
         problems.add(path, "would run code; a recipe names things only and never executes any; remove it")
         return False
+    if STEERING.search(name):
+        problems.add(path.encode("unicode_escape").decode(), "holds characters that steer a terminal; leave them out")
+        return False
     if "${" in name:
         problems.add(path, "interpolation is not allowed in a recipe; write the name out")
         return False
@@ -73,6 +76,8 @@ def _problem(value: bool | int | float | str | None) -> str | None:
         return (
             f"{shown(value)}: interpolations and resolvers (${{...}}) are not allowed in a recipe; write the value out"
         )
+    if found := STEERING.search(value):
+        return f"holds the character U+{ord(found[0]):04X}, which steers a terminal; leave it out"
     if value == "???":
         return "'???' stands for a missing value; write one, or null"
     return f"text of {len(value)} characters; allowed: up to {_MAX_TEXT}" if len(value) > _MAX_TEXT else None

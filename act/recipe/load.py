@@ -30,6 +30,7 @@ from act.recipe.dump import dump_recipe, recipe_hash, recipe_to_dict
 from act.recipe.guard import plain
 from act.recipe.paths import find_recipe
 from act.recipe.references import model_configs, resolve_references
+from act.recipe.results import check_results
 from act.recipe.schema import DataConfig, ExportConfig, ModelConfig, Recipe, TargetConfig, TrainConfig
 from act.strategies.base import Phase, Strategy, load_strategies
 
@@ -216,6 +217,7 @@ def _stages(
 
 def _check(recipe: Recipe, registry: dict[str, type[Strategy]], problems: Problems) -> None:
     check_top(recipe, problems)
+    check_results(recipe.results, problems)
     for key, model in model_configs(recipe):
         check_model(model, key, problems)
     check_data(recipe.data, problems)

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from act.errors import InputError
+from act.recipe.pulled import find_pulled
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 BUILTIN = "builtin:"
@@ -32,7 +33,7 @@ def list_recipes() -> list[Path]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe given by path, or by the bare name of a shipped one.
+    """The file of a recipe given by path, or by the bare name of a shipped or a pulled one.
 
     Raises:
         InputError: no such file, or a folder.
@@ -48,6 +49,9 @@ def find_recipe(name: str | Path) -> Path:
         for candidate in (recipes_dir() / path.name, recipes_dir() / f"{path.name}.yaml"):
             if candidate.is_file():
                 return candidate
+        pulled = find_pulled(path.name)
+        if pulled is not None:
+            return pulled.path
     shipped = [recipe.stem for recipe in list_recipes()]
     near = get_close_matches(path.stem, shipped, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from act.recipe.paths import BUILTIN, asset, assets_dir, exists
 from act.recipe.schema import DataConfig, ModelConfig, Recipe
 
 _DATA_PATHS = ("train", "val", "calibration", "class_map")
+_HUB_DATA = "hfds/"
 
 
 def resolve_references(recipe: Recipe, folder: Path, problems: Problems) -> None:
@@ -39,6 +41,44 @@ def model_configs(recipe: Recipe) -> Iterator[tuple[str, ModelConfig]]:
         yield from _nested_models(config, name)
 
 
+def without_local_paths(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """A copy that names no file of this machine, and a line for each path that was left out.
+
+    Embedded assets and data sets of the Hub stay.
+    """
+    found, lines = copy.deepcopy(recipe), []
+    for name, value in data_paths(found.data).items():
+        if is_local(value):
+            setattr(found.data, name, None)
+            lines.append(f"data.{name}: {value} left out; whoever runs it gives data.{name}=PATH")
+    for key, model in model_configs(found):
+        if model.checkpoint is not None and is_local(as_written(model.checkpoint)):
+            lines.append(f"{key}.checkpoint: {model.checkpoint} left out; whoever runs it gives {key}.checkpoint=FILE")
+            model.checkpoint = None
+    return found, lines
+
+
+def without_locations(recipe: Recipe) -> Recipe:
+    """A copy that does not say where data and checkpoints lie."""
+    found = copy.deepcopy(recipe)
+    for name in _DATA_PATHS:
+        setattr(found.data, name, None)
+    for _, model in model_configs(found):
+        model.checkpoint = None
+    return found
+
+
+def names_file(key: str) -> bool:
+    """Whether the dotted key of a recipe holds a location."""
+    section, _, name = key.rpartition(".")
+    return name == "checkpoint" or (section == "data" and name in _DATA_PATHS)
+
+
+def is_local(location: str) -> bool:
+    """Whether `location` is a file or folder of a machine; embedded assets and data sets of the Hub are not."""
+    return not location.startswith((BUILTIN, _HUB_DATA))
+
+
 def portable(location: str) -> str:
     """`location` as it may be shown to others: an embedded asset by its name, a local path by its last part."""
     path = Path(location)
@@ -58,7 +98,7 @@ def _as_builtin(path: Path) -> str | None:
 
 
 def _data(value: str, key: str, folder: Path, problems: Problems) -> str:
-    if value.startswith("hfds/"):
+    if value.startswith(_HUB_DATA):
         return value
     if value.startswith("wds/"):
         pattern = Path(value.removeprefix("wds/")).expanduser()

@@ -17,6 +17,8 @@ from act.errors import InputError
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 16
+# Control characters and those that reorder text: what a terminal shows would not be what the file says.
+STEERING = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 EXAMPLE = "a recipe names at least a model and data (see: vitcompress recipes show)"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
@@ -69,12 +71,20 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
         raise InputError(f"{path}: larger than {MAX_BYTES // 1024} KiB; a recipe is a short YAML file")
+    return decode(data, str(path))
+
+
+def decode(data: bytes, source: str) -> str:
+    """Bytes of a recipe as text; InputError if they are not UTF-8, or hold characters that steer a terminal."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text; a recipe is a YAML file") from error
+        raise InputError(f"{source}: not UTF-8 text; a recipe is a YAML file") from error
     if "\0" in text:
-        raise InputError(f"{path}: a binary file; a recipe is a YAML file")
+        raise InputError(f"{source}: a binary file; a recipe is a YAML file")
+    if found := STEERING.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise InputError(f"{source}:{line}: holds the character U+{ord(found[0]):04X}, which steers a terminal")
     return text
 
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act.recipe.load import stage_train_config
+from act.run.atomic import PARTIAL
 from act.run.deliver import mark_delivered
 from act.run.folder import RunFolder
 from act.run.goals import ACCURACY, COSTS
-from act.run.report import write_report
+from act.run.report import measured, write_report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +106,7 @@ def start_attempt(previous: RunFolder, following: RunFolder) -> None:
     """Give an attempt the stages of the one before it: what its recipe does not change is not computed again."""
     if not following.path.is_dir() and (previous.path / "stages").is_dir():
         # Copied beside and renamed, so that half a copy is never taken for the whole.
-        temporary = following.path.with_name(f".{following.path.name}")
+        temporary = following.path.with_name(f"{PARTIAL}{following.path.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(previous.path / "stages", temporary / "stages")
         os.replace(temporary, following.path)
@@ -125,6 +126,7 @@ def keep_best(folder: RunFolder, tried: Sequence[Attempt], key: str) -> None:
         shutil.copytree(source.artifact, folder.artifact)
     attempts = [
         {"number": number, "reason": item.reason, "status": item.report["status"], "goals": item.report["goals"]}
+        | {"artifacts": measured(item.report)["artifacts"]}
         for number, item in enumerate(tried, 1)
     ]
     report = tried[best].report | {"attempts": attempts, "kept": best + 1}

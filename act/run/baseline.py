@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from act.errors import ExportError, InputError
-from act.run.atomic import replacing, write_json
+from act.run.atomic import replacing
 from act.run.evaluate import Predictions, evaluate
-from act.run.folder import open_stage
+from act.run.folder import DONE, open_stage
+from act.run.sealed import write_sealed
 from act.run.shared import publish
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context, shared: Path | None = None) -> Baseline:
     """Measure the original, or load what was measured before under the same `key`, here or in `shared`."""
     onnx, saved = folder / "model_fp32.onnx", folder / "predictions.npy"
-    done = open_stage(folder, key, shared)
-    if done is not None and onnx.is_file():
+    done = open_stage(folder, key, ctx.log, shared)
+    if done is not None:
         predictions = np.load(saved, allow_pickle=False) if done["predictions"] else None
         return Baseline(done["figures"], predictions, onnx)
     figures: dict[str, Any] = {}
@@ -74,7 +75,9 @@ def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context, sha
             np.save(temporary, predictions)
     figures |= {"params": count_params(model), "macs": count_macs(model, ctx.input_size)}
     figures["bytes"] = _export(model, onnx, ctx)
-    write_json(folder / "done.json", {"key": key, "figures": figures, "predictions": predictions is not None})
+    files = [onnx.name, *([saved.name] if predictions is not None else [])]
+    record = {"key": key, "figures": figures, "predictions": predictions is not None}
+    write_sealed(folder / DONE, record, files)
     publish(folder, key, shared)
     return Baseline(figures, predictions, onnx)
 

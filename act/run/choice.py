@@ -6,7 +6,6 @@ tokens are more work, and kernels may still be faster with them. Which wins depe
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import onnx
 
 from act.backends import get_backend
 from act.export.onnx_graph import Graph
+from act.run.atomic import PARTIAL, move
 from act.run.timing import time_in_turns
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_fastest(
     if len(forms) == 1:
         return {"rewritten": write(target, forms[0]), "attention": forms[0].attention}
     batch = job.ctx.recipe.target.batch
-    with tempfile.TemporaryDirectory(prefix=".forms-", dir=target.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as name:
         paths = {form: Path(name) / str(number) / target.name for number, form in enumerate(forms)}
         made = {}
         for form, path in paths.items():
@@ -78,7 +78,7 @@ def write_fastest(
         medians = {form: times[form][str(batch)]["median_ms"] for form in runs}
         best = min(forms, key=lambda form: medians[str(form)])
         for path in sorted(paths[best].parent.iterdir()):  # the weights before the file that names them
-            os.replace(path, target.parent / path.name)
+            move(path, target.parent / path.name)
     shown = "; ".join(f"{form} {median:.2f} ms" for form, median in medians.items())
     job.ctx.log("export", f"{backend}, batch {batch}: {shown}; kept: {best}", form=str(best), times=medians)
     return {"rewritten": made[best], "attention": best.attention, "form_ms": medians}

@@ -21,6 +21,7 @@ from act.errors import ExportError
 from act.plan import Stage
 from act.rebuild import save_model
 from act.recipe.load import dump_recipe, recipe_hash
+from act.recipe.references import without_local_paths
 from act.run.atomic import sha256_file, write_json, write_text
 from act.run.folder import RunFolder
 from act.run.formats import FORMATS, MAIN, PACKED, Job, Written, in_order, open_file
@@ -31,7 +32,7 @@ from act.run.timing import time_in_turns, unsteady
 from act.verify.artifact import check_artifact, compare
 from act.verify.folder import verify_folder, write_manifest
 
-DELIVERED = "delivered.json"
+DELIVERED, REPORT = "delivered.json", "report.json"
 
 
 def deliver(
@@ -45,6 +46,7 @@ def deliver(
     ctx, folder = session.ctx, session.folder.artifact
     folder.mkdir(parents=True, exist_ok=True)
     check_promises(model, stages)
+    _drop_other_formats(session.folder, ctx)
     save_model(folder, model, session.source, ctx.edits)
     job = Job(model, folder / "model.onnx", ctx, metadata(ctx, preprocess))
     files: dict[str, Path] = {}
@@ -63,13 +65,23 @@ def deliver(
     return baseline, entries
 
 
-def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:
-    """Freeze the recipe with its results beside the files, write the manifest, and verify the folder anew.
+def _drop_other_formats(folder: RunFolder, ctx: Context) -> None:
+    """Take away files of formats that an earlier recipe of the folder asked for: they hold another model."""
+    for name in sorted(set(FORMATS) - {MAIN, *ctx.recipe.export.formats}):
+        for file in sorted(folder.artifact.glob(f"model.{name}.*")):
+            ctx.log("export", f"{file} removed: {name} is not in export.formats any more")
+            file.unlink()
 
-    Returns the checks as report entries; ExportError when one of them fails.
+
+def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:
+    """Freeze the recipe beside the files, write the manifest, and verify the folder anew.
+
+    The frozen recipe has its results and names no file of this machine. Returns the checks as report entries;
+    ExportError when one of them fails.
     """
     folder, recipe = session.folder.artifact, session.ctx.recipe
-    write_text(folder / "recipe.yaml", dump_recipe(dataclasses.replace(recipe, results=results)))
+    shared, _ = without_local_paths(recipe)
+    write_text(folder / "recipe.yaml", dump_recipe(dataclasses.replace(shared, results=results)))
     write_json(folder / "preprocess.json", dataclasses.asdict(preprocess))
     write_manifest(folder, recipe_hash(recipe))
     checks = verify_folder(folder, session.own_base())
@@ -82,19 +94,25 @@ def seal(session: Session, results: dict[str, Any], preprocess: Preprocess) -> l
 
 def mark_delivered(folder: RunFolder, key: str) -> None:
     """Remember that the artifact and the reports are complete for the inputs hashed in `key`."""
-    write_json(folder.path / DELIVERED, {"key": key, "manifest": sha256_file(folder.artifact / "manifest.json")})
+    write_json(folder.path / DELIVERED, {"key": key, **_delivered(folder)})
+
+
+def _delivered(folder: RunFolder) -> dict[str, str]:
+    """Hashes of the two files that stand for all others."""
+    files = {"manifest": folder.artifact / "manifest.json", "report": folder.path / REPORT}
+    return {name: sha256_file(path) for name, path in files.items()}
 
 
 def delivered_before(folder: RunFolder, key: str) -> bool:
-    """Whether the artifact of `key` is complete and its files are still what its manifest says."""
+    """Whether report and artifact of `key` are complete, and the files still what the manifest says."""
     manifest = folder.artifact / "manifest.json"
     try:
         mark = json.loads((folder.path / DELIVERED).read_text(encoding="utf-8"))
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         same = all(sha256_file(folder.artifact / name) == entry["sha256"] for name, entry in files.items())
+        return same and mark == {"key": key, **_delivered(folder)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return bool(mark.get("key") == key and mark.get("manifest") == sha256_file(manifest) and same)
 
 
 def metadata(ctx: Context, preprocess: Preprocess) -> dict[str, str]:

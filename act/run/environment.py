@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ PACKAGES = (
     *("torch", "torchvision", "timm", "accelerate", "hydra-core", "omegaconf", "onnx", "onnxscript", "onnxruntime"),
     *("safetensors", "numpy", "openvino", "tensorrt"),
 )
+# What of `describe` decides the last digits of a result.
+VERSIONS = ("vitcompress", "python", "packages", "cpu", "gpus", "torch_threads")
 # The instruction sets that decide how fast integers and bf16 run.
 CPU_FLAGS = (
     *("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
@@ -39,6 +44,12 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
+
+
+def machine_fingerprint(environment: Mapping[str, Any]) -> str:
+    """16 hex digits of what decides a machine's speed, from what `describe` says; its name is no part of it."""
+    parts = {key: environment.get(key) for key in ("cpu", "cpu_features", "cores", "gpus")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

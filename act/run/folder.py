@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from act.errors import InputError
 from act.recipe.dump import recipe_to_dict
-from act.run.atomic import write_json, write_text
-from act.run.environment import describe
+from act.run.atomic import PARTIAL, remove_partial, write_json, write_text
+from act.run.environment import VERSIONS, describe
+from act.run.lock import LOCK, held
+from act.run.sealed import Damaged, read_sealed
 from act.run.shared import adopt
 
 if TYPE_CHECKING:
+    from act.context import Log
     from act.recipe.schema import Recipe
 
-LOCK = ".lock"
-SETTINGS = "settings.json"
+SETTINGS, INPUTS, ENVIRONMENT = "settings.json", "inputs.json", "environment.json"
+DONE = "done.json"
 NO_MATTER = ("name", "description", "results")
 
 
@@ -37,7 +36,6 @@ class RunFolder:
     def __init__(self, path: str | Path, shared: Path | None = None) -> None:
         self.path = Path(path)
         self.shared = shared
-        self._lock: TextIO | None = None
 
     @property
     def events(self) -> Path:
@@ -57,31 +55,15 @@ class RunFolder:
         return self.path / "stages" / f"{index:02d}-{words}"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; InputError naming the process that already does.
+    def locked(self) -> Iterator[str | None]:
+        """Hold the folder for this process, see `act.run.lock.held`.
 
         When what follows fails before `claim`, the folder is left as it was found.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # The lock is on the open file, so it ends with the process however that ends; the file may stay.
-            lock = (self.path / LOCK).open("a+")
-        except OSError as error:
-            raise InputError(
-                f"--dir: {self.path} cannot be written ({error.strerror}); choose another folder"
-            ) from None
-        with lock:
+        with held(self.path) as left:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(self._busy()) from None
-            lock.truncate(0)
-            started = time.strftime("%Y-%m-%d %H:%M:%S")
-            lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
-            lock.flush()
-            try:
-                yield
+                yield left
             except BaseException:
                 if not (self.path / SETTINGS).exists():
                     self._withdraw(made)
@@ -94,61 +76,109 @@ class RunFolder:
             with contextlib.suppress(OSError):  # another process has begun to use it
                 folder.rmdir()
 
-    def _busy(self) -> str:
-        try:
-            owner = json.loads((self.path / LOCK).read_text())
-            who = f"process {owner['pid']} on {owner['host']} since {owner['started']}"
-        except (OSError, ValueError, KeyError):
-            who = "another process"
-        return f"--dir: {self.path} is in use by {who}; wait for it to end, or choose another folder"
+    def claim(
+        self,
+        recipe: Recipe,
+        text: str,
+        inputs: Mapping[str, str] | None = None,
+        force: bool = False,
+        may_change: Sequence[str] = (),
+    ) -> list[str]:
+        """Make the folder this recipe's; returns what is worth saying about it.
 
-    def claim(self, recipe: Recipe, text: str, force: bool = False) -> bool:
-        """Make the folder this recipe's; returns whether it already was (the run continues).
+        `text` is the resolved recipe as YAML; `inputs` are content hashes, of the model's weights as `model` and of
+        data.train, data.val and data.calibration. Stages whose own inputs did not change are used again whatever else
+        did; `may_change` names sections of the recipe that may differ.
 
-        `text` is the resolved recipe as YAML. InputError when the folder holds a run of another recipe, naming the
-        settings that differ, unless `force`: then stages whose inputs did not change are still used.
+        Raises:
+            InputError: the folder holds a run of another recipe, model or data, and `force` is not given; the message
+                names what differs. Or it has files and no run.
         """
-        settings = comparable(recipe)
-        previous = self._previous()
-        if previous is None and self.path.is_dir() and any(item.name != LOCK for item in self.path.iterdir()):
+        settings, inputs, environment = comparable(recipe), dict(inputs or {}), describe()
+        previous = self._previous(force)
+        strange = [item.name for item in self._items() if item.name != LOCK and not item.name.startswith(PARTIAL)]
+        if previous is None and strange:
             raise InputError(
                 f"--dir: {self.path} has files but no run of vitcompress in it; choose an empty or a new folder"
             )
-        if previous is not None and previous != settings and not force:
+        notes = []
+        changed = "" if previous is None else self._changed(previous, settings, inputs, may_change)
+        if changed and not force:
             raise InputError(
-                f"--dir: {self.path} holds a run of another recipe ({differences(previous, settings)}); "
-                "choose another --dir, or give --force to reuse what did not change and replace the rest"
+                f"--dir: {self.path} holds a run of {changed}; choose another --dir, or give --force to `vitcompress "
+                "run` to keep finished stages whose inputs are the same and replace the rest"
             )
+        if changed:
+            notes.append(f"--force: {self.path} held a run of {changed}; stages whose inputs are the same are kept")
+        versions = differences(
+            {key: value for key, value in _read(self.path / ENVIRONMENT).items() if key in VERSIONS},
+            {key: environment[key] for key in VERSIONS},
+        )
+        if versions and (self.path / ENVIRONMENT).is_file():
+            notes.append(f"since the last run in {self.path}, {versions}: what it left is kept, and results may differ")
+        remove_partial(self.path)
         # The settings come first: they are what marks the folder as a run, should the process die in between.
         write_json(self.path / SETTINGS, settings)
+        write_json(self.path / INPUTS, inputs)
         write_text(self.path / "recipe.yaml", text)
-        write_json(self.path / "environment.json", describe())
-        return previous == settings
+        write_json(self.path / ENVIRONMENT, environment)
+        return notes
 
-    def _previous(self) -> dict[str, Any] | None:
+    def _changed(
+        self, previous: Mapping[str, Any], settings: Mapping[str, Any], inputs: Mapping[str, str], free: Sequence[str]
+    ) -> str:
+        """In words, what of recipe, model and data is not what the folder's run has; empty when all of it is."""
+        old, new = ({key: value for key, value in part.items() if key not in free} for part in (previous, settings))
+        before = _read(self.path / INPUTS)
+        other = [key for key in sorted({*before, *inputs}) if before and before.get(key) != inputs.get(key)]
+        found = [f"another recipe ({text})" for text in [differences(old, new)] if text]
+        found += ["another model (its weights differ)"] if "model" in other else []
+        images = [key for key in other if key != "model"]
+        found += [f"other data ({', '.join(images)}: names, sizes or labels differ)"] if images else []
+        return " and of ".join(found)
+
+    def _items(self) -> list[Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
+
+    def _previous(self, force: bool) -> dict[str, Any] | None:
         file = self.path / SETTINGS
         if not file.is_file():
             return None
         found = _read(file)
-        if not found:
-            raise InputError(f"--dir: {file} is damaged; choose another folder")
+        if not found and not force:
+            raise InputError(
+                f"--dir: {file} is damaged; choose another folder, or give --force to go on with this recipe there"
+            )
         return found
 
 
-def open_stage(folder: Path, key: str, shared: Path | None = None) -> dict[str, Any] | None:
+def open_stage(folder: Path, key: str, log: Log, shared: Path | None = None) -> dict[str, Any] | None:
     """Open a stage's folder for the inputs hashed in `key`.
 
     Returns the stage's record when it is finished, here or in `shared` by another run. Otherwise the folder exists
-    afterwards and holds nothing but what an interrupted run with the same key left there; results of other inputs are
-    removed.
+    afterwards and holds nothing but what an interrupted run with the same key left there; results that are damaged or
+    of other inputs are removed, which `log` is told of.
     """
     if _read(folder / "key.json").get("key") != key:
+        if (folder / "key.json").is_file():
+            log("warning", f"{folder}: what it holds belongs to other inputs; it is removed and computed anew")
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / "key.json", {"key": key})
-    done = _read(folder / "done.json")
-    if done.get("key") != key and adopt(folder, key, shared):
-        done = _read(folder / "done.json")
-    return done if done.get("key") == key else None
+    done = _done(folder, key, log)
+    if done is None and adopt(folder, key, shared):
+        done = _done(folder, key, log)
+    return done
+
+
+def _done(folder: Path, key: str, log: Log) -> dict[str, Any] | None:
+    try:
+        done = read_sealed(folder / DONE)
+    except Damaged as damage:
+        log("warning", f"{damage}; the results in its folder are removed and computed anew")
+        shutil.rmtree(folder)
+        write_json(folder / "key.json", {"key": key})
+        return None
+    return done if done is not None and done.get("key") == key else None
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:

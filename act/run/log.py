@@ -12,19 +12,23 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from act.errors import StorageError
+from act.verbosity import is_quiet
+
+ALWAYS = ("warning", "error")  # events that are printed even where progress is not
+
 
 class EventLog:
     """Callable `log(event, message, **fields)`.
 
     Appends `{"time", "event", "message"?, **fields}` to `path` (time in seconds since the epoch) and prints
-    `message`, when there is one. Only the main process writes: with `main=False` every call does nothing. With
-    `path=None` events are printed but not kept.
+    `message`, when there is one; where it is quiet, see `act.verbosity`, only that of warnings and errors. Only the
+    main process writes: with `main=False` every call does nothing. With `path=None` events are printed but not kept.
     """
 
-    def __init__(self, path: Path | None, main: bool = True, quiet: bool = False) -> None:
+    def __init__(self, path: Path | None, main: bool = True) -> None:
         self.path = path
         self.main = main
-        self.quiet = quiet
         self.started = time.monotonic()
         if main and path is not None:
             _end_last_line(path)
@@ -39,14 +43,17 @@ class EventLog:
             if message:
                 record["message"] = message
             self._append(record | {key: _plain(value) for key, value in fields.items()})
-        if message and not self.quiet:
+        if message and (event in ALWAYS or not is_quiet()):
             self._print(event, message)
 
     def _append(self, record: dict[str, Any]) -> None:
         assert self.path is not None
         # One write call of one line in append mode: a killed run can lose its last line, not spoil earlier ones.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise StorageError(self.path, error.strerror or str(error)) from error
 
     def _print(self, event: str, message: str) -> None:
         elapsed = time.monotonic() - self.started

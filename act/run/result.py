@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from act.run.html import Number, comparison, table
+from act.run.page.parts import Number, table
+from act.run.page.summary import comparison, verdict
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,6 +25,11 @@ class RunResult:
         """The exported ONNX file."""
         return self.folder / "artifact" / "model.onnx"
 
+    @property
+    def verdict(self) -> str:
+        """One sentence with accuracy, size and speed before and after."""
+        return verdict(self.report)
+
     def __repr__(self) -> str:
         rows = [("", "original", "compressed", "change"), *comparison(self.report)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -33,8 +40,11 @@ class RunResult:
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([f"RunResult: {self.status}, {self.folder}", *lines])
+        return "\n".join([f"RunResult: {self.status}, {self.folder}", self.verdict, *lines])
 
     def _repr_html_(self) -> str:
-        rows = [(row[0], *(Number(cell) for cell in row[1:])) for row in comparison(self.report)]
-        return table((self.status, "original", "compressed", "change"), rows)
+        """A table for notebooks."""
+        rows = [(name, *map(Number, cells)) for name, *cells in comparison(self.report)]
+        head = (self.status, *map(Number, ("original", "compressed", "change")))
+        report = escape(str(self.folder / "report.html"))
+        return f"<p><b>{escape(self.verdict)}</b></p>{table(head, rows)}<p><small>{report}</small></p>"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,20 @@ from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
 from act.data.preprocess import Preprocess, resolve_preprocess
-from act.errors import InputError
+from act.errors import InputError, StorageError
 from act.models import load_model, logits, taking
 from act.plan import Stage, build_stages
 from act.recipe.load import dump_recipe, recipe_hash
 from act.run.attempts import Attempt, attempt_folder, back_off, keep_best, start_attempt
 from act.run.baseline import Baseline, measure_baseline
 from act.run.deliver import deliver, delivered_before, mark_delivered, seal
+from act.run.faults import as_fault
 from act.run.folder import RunFolder
 from act.run.goals import EXIT_CODES, check_measurable, judge, judged
 from act.run.keys import chain_key, weights_hash
 from act.run.log import EventLog
 from act.run.metrics import Callback, Scorer
+from act.run.per_layer import layer_figures
 from act.run.ranks import is_main, main_first, state, wait
 from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
@@ -46,19 +49,23 @@ def run(
     eval_callback: Callback | None = None,
     force: bool = False,
     shared: Path | None = None,
+    may_change: Sequence[str] = (),
 ) -> RunResult:
     """Compress, export, verify and report; results go to `folder`, where an interrupted run is continued.
 
     `model` (left unchanged) and `data` take the place of the recipe's; `eval_callback(model) -> float` is the
-    caller's own metric, which goals then go by. `force` takes over a folder of another recipe. Several runs with the
-    same folder `shared` measure their original once, and compute a stage that they have in common once.
+    caller's own metric, which goals then go by. `force` takes over a folder of another recipe, model or data: stages
+    whose inputs are the same are kept, the others computed anew; without it only the sections `may_change` of the
+    recipe may differ from those of the folder. Several runs with the same folder `shared` measure their original once,
+    and compute a stage that they have in common once.
 
     Raises:
         InputError: the recipe, the model, the data or the folder cannot be used.
-        ActError: something promised does not hold, training diverged, or the exported file is wrong.
+        ActError: something promised does not hold, training diverged, the exported file is wrong, or memory, a disk, a
+            worker or a GPU failed.
     """
     target = RunFolder(folder, shared)
-    with target.locked() if is_main() else nullcontext():
+    with target.locked() if is_main() else nullcontext() as left:
         original = _frozen(model, recipe)
         preprocess = resolve_preprocess(original, recipe.data)
         data = data if data is not None else _data(recipe, preprocess)
@@ -70,15 +77,24 @@ def run(
         check_head(original, ctx)
         _check_training(stages, data)
         check_layers(stages, original, ctx)
-        main_first(lambda: target.claim(recipe, dump_recipe(recipe), force) if is_main() else None)
+        inputs = {"model": weights_hash(original)} | (data.fingerprints() if data is not None else {})
+        text = dump_recipe(recipe)
+        notes = main_first(lambda: target.claim(recipe, text, inputs, force, may_change) if is_main() else [])
         ctx.log = EventLog(target.events, main=is_main())
+        for note in [*([left] if left is not None else []), *notes]:
+            ctx.log("warning", note)
         for reason in chosen.reasons if chosen is not None else []:
             ctx.log("chosen", f"chosen: {reason}")
         try:
-            return _Run(recipe, target, ctx, original, model is not None, preprocess, eval_callback).result(stages)
+            own, weights = model is not None, inputs["model"]
+            return _Run(recipe, target, ctx, original, own, preprocess, eval_callback, weights).result(stages)
         except BaseException as error:
-            ctx.log("error", type=type(error).__name__, text=str(error))
-            raise
+            fault = as_fault(error)
+            with suppress(StorageError):  # the disk may be what failed
+                ctx.log("error", type=type(fault).__name__, text=str(fault))
+            if fault is error:
+                raise
+            raise fault from error
 
 
 @dataclasses.dataclass
@@ -90,6 +106,7 @@ class _Run:
     own_model: bool
     preprocess: Preprocess
     callback: Callback | None
+    weights: str  # hash of the original's
 
     def result(self, stages: list[Stage]) -> RunResult:
         """Everything after the checks of the input."""
@@ -98,11 +115,10 @@ class _Run:
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
         for note in ctx.data.notes if ctx.data is not None else []:
             ctx.log("warning", note)
-        weights = weights_hash(self.original)
         fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
-        baseline, scorer = self.baseline(weights, fingerprint)
+        baseline, scorer = self.baseline(fingerprint)
         session = Session(folder, ctx, self.original, self.source(), baseline, scorer)
-        base_key = chain_key(weights, fingerprint, self.preprocess, recipe.seed)
+        base_key = chain_key(self.weights, fingerprint, self.preprocess, recipe.seed)
         everything = chain_key("attempts", base_key, recipe.strategies, recipe.train, recipe.export, recipe.target)
         report = read_report(folder)
         if report is None or not delivered_before(folder, everything):
@@ -164,11 +180,11 @@ class _Run:
         classes = cfg.num_classes if cfg.num_classes is not None else getattr(self.original, "num_classes", None)
         return {"name": cfg.name, "num_classes": classes, "kwargs": dict(cfg.kwargs)}
 
-    def baseline(self, weights: str, fingerprint: str | None) -> tuple[Baseline, Scorer]:
+    def baseline(self, fingerprint: str | None) -> tuple[Baseline, Scorer]:
         """The original's figures, checked against what the recipe says they must be."""
         ctx, train = self.ctx, self.recipe.train
         settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
-        key = chain_key(weights, fingerprint, self.preprocess, *settings)
+        key = chain_key(self.weights, fingerprint, self.preprocess, *settings)
         scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
         baseline = main_first(
             lambda: measure_baseline(self.original, self.folder.baseline, key, ctx, self.folder.shared)
@@ -206,7 +222,8 @@ class _Run:
         goals = judge(target, baseline, judged(target, artifacts), name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.ctx.data, baseline, records, artifacts, goals)
+        report = build_report(self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals, name)
+        report["layers"] = layer_figures(self.original, model, self.ctx)
         report["checks"] = seal(session, measured(report), self.preprocess)
         write_report(self.folder, self.recipe, report)
         mark_delivered(self.folder, key)

@@ -7,13 +7,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from act.run.atomic import PARTIAL
+
 
 def publish(folder: Path, key: str, shared: Path | None) -> None:
     """Offer the finished `folder` of `key` to other runs; nothing happens where it is offered already."""
     if shared is None or (shared / key).exists():
         return
     shared.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=shared) as name:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=shared) as name:
         copy = Path(name) / key
         shutil.copytree(folder, copy, copy_function=_link)
         if not (shared / key).exists():
@@ -27,7 +29,7 @@ def adopt(folder: Path, key: str, shared: Path | None) -> bool:
     """Put what another run offers for `key` in the place of `folder`; whether there was anything."""
     if shared is None or not (shared / key).is_dir():
         return False
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent) as name:
         copy = Path(name) / key
         shutil.copytree(shared / key, copy, copy_function=_link)
         shutil.rmtree(folder, ignore_errors=True)

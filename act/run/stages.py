@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,23 @@ from act.context import Context
 from act.errors import ActError
 from act.layers import compressed_layers
 from act.plan import Stage
-from act.rebuild import load_model_folder, save_model
+from act.rebuild import ARCH_FILE, TENSOR_FILE, load_model_folder, save_model
 from act.run.atomic import replacing, write_json
 from act.run.baseline import Baseline
-from act.run.folder import RunFolder, open_stage
+from act.run.folder import DONE, RunFolder, open_stage
 from act.run.keys import chain_key, data_part, weights_hash
 from act.run.learning import carried, learned, objectives_of, teachers_of
 from act.run.memory import peak_rss_mb, reset_peak
 from act.run.metrics import Scorer
 from act.run.ranks import is_main, main_first, wait
+from act.run.sealed import Damaged, read_sealed, write_sealed
 from act.run.shared import publish
 from act.strategies.base import Invariant
 from act.train.recover import recover
 from act.train.rng import seed_everything
 
 PREDICTIONS = "predictions.npy"
+MODEL_FILES = (ARCH_FILE, TENSOR_FILE)
 PREPARING, TRAINING = 1, 2  # keep apart the random numbers that a stage's two halves draw
 
 
@@ -76,12 +79,15 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             feature_loss,
         )
         folder = session.folder.stage(number, stage.name)
-        record = main_first(lambda folder=folder, key=key: open_stage(folder, key, session.folder.shared))  # type: ignore[misc]
+        record = main_first(partial(open_stage, folder, key, session.ctx.log, session.folder.shared))
         if record is not None:
             session.ctx.log("stage", f"[{number}/{len(stages)}] {stage.name}: done before, kept", name=stage.name)
             records.append(record["report"])
             # A later stage starts from these weights; one that is done as well replaces them.
             model = _load(session, folder)
+            if is_main():
+                _drop_intermediate(folder)  # a kill right after the stage may have left it
+                publish(folder, key, session.folder.shared)
             continue
         runner = StageRun(session, stage, folder, number, teachers, feature_loss)
         session.ctx.log("stage", f"[{number}/{len(stages)}] {stage.name}", name=stage.name)
@@ -89,7 +95,8 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
         if is_main():
             save_model(folder, model, session.source, session.ctx.edits)
             write_json(folder / "metrics.json", report)
-            write_json(folder / "done.json", {"key": key, "report": report, "flags": training_flags(model)})
+            kept = [*MODEL_FILES, "metrics.json", *([PREDICTIONS] if (folder / PREDICTIONS).is_file() else [])]
+            write_sealed(folder / DONE, {"key": key, "report": report, "flags": training_flags(model)}, kept)
             _drop_intermediate(folder)
             publish(folder, key, session.folder.shared)
         wait()
@@ -151,20 +158,23 @@ class StageRun:
         ctx, kept = self.session.ctx, self.folder / "prepared"
 
         def prepare() -> nn.Module:
-            if (kept / "done.json").is_file():
-                ctx.log("prepared", "  prepared before, kept", stage=self.stage.name)
-                return _load(self.session, kept)
+            try:
+                if read_sealed(kept / DONE) is not None:
+                    ctx.log("prepared", "  prepared before, kept", stage=self.stage.name)
+                    return _load(self.session, kept)
+            except Damaged as damage:
+                ctx.log("warning", f"{damage}; prepared again")
             seed_everything(ctx.recipe.seed, self.number, PREPARING)
             self.stage.strategy.prepare(model, ctx)
             save_model(kept, model, self.session.source, ctx.edits)
-            write_json(kept / "done.json", {"flags": training_flags(model)})
+            write_sealed(kept / DONE, {"flags": training_flags(model)}, MODEL_FILES)
             return model
 
         return main_first(prepare)
 
     def train(self, model: nn.Module) -> tuple[int, float, dict[str, Any]]:
         """Recovery training; optimiser steps done, seconds spent on it by earlier, interrupted tries, and what the
-        report says of the distilled features."""
+        report says of the pace and of the distilled features."""
         ctx, cfg = self.session.ctx, self.stage.train
         if cfg is None:
             return 0, 0.0, {}
@@ -178,7 +188,10 @@ class StageRun:
             for objective in objectives:
                 objective.close()
         before = max(0.0, result.seconds - (time.monotonic() - started))
-        return result.steps, before, learned(objectives, result.losses)
+        pace: dict[str, Any] = {"images_per_second": round(result.images_per_second, 2)}
+        if ctx.data is not None and ctx.data.train_images:
+            pace["epochs"] = round(result.images / ctx.data.train_images, 3)
+        return result.steps, before, pace | learned(objectives, result.losses)
 
 
 def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -195,8 +208,11 @@ def check_promises(model: nn.Module, stages: Sequence[Stage]) -> list[dict[str, 
 def _drop_intermediate(folder: Path) -> None:
     """Remove the tensors that only an interrupted stage needs; a large model would be kept three times."""
     shutil.rmtree(folder / "prepared", ignore_errors=True)
-    for file in (folder / "state").rglob("*.safetensors"):
-        file.unlink()
+    for path in (*(folder / "state").glob("step-*"), *(folder / "state").glob("best-*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _trainable_copy(original: nn.Module, ctx: Context) -> nn.Module:
@@ -216,7 +232,7 @@ def _load(session: Session, folder: Path) -> nn.Module:
     """The model kept in `folder`, ready to go on; the context's record of edits becomes the one kept there."""
     model = load_model_folder(folder, _trainable_copy(session.original, session.ctx))
     session.ctx.edits[:] = json.loads((folder / "arch.json").read_text(encoding="utf-8"))["edits"]
-    flags = json.loads((folder / "done.json").read_text(encoding="utf-8"))["flags"]
+    flags = json.loads((folder / DONE).read_text(encoding="utf-8"))["flags"]
     for name, layer in compressed_layers(model):
         layer.straight_through = flags["masks"][name]
     for name, parameter in model.named_parameters():

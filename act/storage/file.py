@@ -21,6 +21,7 @@ from torch import Tensor
 
 from act.errors import InputError
 from act.run.atomic import replacing
+from act.run.reading import check_header
 from act.storage.codec import INDICES, VALUES, unpack_weight
 from act.storage.layout import FLOAT_BITS, Layout
 
@@ -100,6 +101,7 @@ def read_packed(path: str | Path) -> PackedFile:
     where = Path(path)
     if not where.is_file():
         raise InputError(f"{where}: no such file")
+    check_header(where)
     try:
         with safe_open(where, "pt") as file:
             header = dict(file.metadata() or {})

@@ -29,7 +29,7 @@ class DepthPruneConfig:
     names: list[str] = field(default_factory=list)  # criterion names: the blocks to remove
     images: int = 64  # calibration images of output and cosine
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
 
 
 class DepthPrune(Strategy):

@@ -30,9 +30,9 @@ ACTIVATIONS = (nn.GELU, nn.SiLU, timm.layers.GELU, *TO.values())
 class ExchangeActivationConfig:
     """Which activation functions become which."""
 
-    to: str = "relu"  # gelu_tanh, quick_gelu, hard_swish, relu
+    to: str = "relu"  # the function that takes their place
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
 
 
 @edit_op("exchange_activation")

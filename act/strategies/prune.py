@@ -41,7 +41,7 @@ class PruneConfig:
     images: int = 256  # calibration images of wanda and sparsegpt
     damping: float = 0.01  # sparsegpt: share of the mean Hessian diagonal added to it
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of module names
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
     first_and_last: bool = False  # also prune the patch embedding and the head
     align: int = 16  # K and the output width must be multiples of this (sparse tensor cores)
 

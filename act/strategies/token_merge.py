@@ -32,7 +32,7 @@ class TokenMergeConfig:
     mode: str = "merge"  # merge; prune drops the tokens that the class token attends to least
     proportional_attention: bool = True  # a merged token counts in attention as often as it stands for tokens
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of names of blocks
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
 
 
 class TokenMerging(Strategy):

@@ -29,8 +29,8 @@ class TransformerPruneConfig:
     # Share of `of` to remove, of the whole model; None: what target.macs, latency_ms or speedup asks for.
     pruned_ratio: float | None = 0.25
     of: str = "macs"  # macs, params, or latency: measured here in target.backend at target.batch
-    # Share of the residual channels kept, through the whole model; it counts towards pruned_ratio.
-    width: float = 1.0
+    # Share of the residual channels kept, through the whole model; it counts towards pruned_ratio. None: chosen.
+    width: float | None = 1.0
     units: list[str] = field(default_factory=lambda: list(UNITS))  # heads, qk and v (dimensions of heads), mlp
     criterion: str = "obs"  # which units: obs (second order), taylor, activation or magnitude
     allocation: str = "measured"  # how much of each layer: measured (output's KL), global (the scores), uniform
@@ -41,7 +41,7 @@ class TransformerPruneConfig:
     damping: float = 0.1  # of refit, relative to the mean second moment of the inputs
     align: int = 8  # sizes are multiples of this
     include: list[str] = field(default_factory=lambda: ["*"])  # globs of attention and MLP module names
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # of those, globs to leave
 
 
 class TransformerPrune(Strategy):
@@ -69,8 +69,12 @@ class TransformerPrune(Strategy):
             found.append(f"units: {unknown or 'empty'}; allowed: one or more of {', '.join(UNITS)}")
         if config.allocation == "global" and config.criterion == "obs":
             found.append("allocation: global adds up scores, which obs does not give; allowed: measured or uniform")
-        if not 0 < config.width <= 1:
-            found.append(f"width: {config.width}; allowed: above 0, up to 1")
+        if config.width is not None and not 0 < config.width <= 1:
+            found.append(f"width: {config.width}; allowed: above 0, up to 1, or null, which chooses it")
+        if config.width is None and config.allocation != "measured":
+            found.append(
+                f"width: null compares measured losses; allowed with allocation measured, not {config.allocation}"
+            )
         for key in ("rounds", "images", "loss_images", "align"):
             if getattr(config, key) < 1:
                 found.append(f"{key}: {getattr(config, key)}; allowed: 1 or more")

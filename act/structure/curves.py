@@ -58,6 +58,14 @@ class OutputLoss:
         finally:
             for name, value in before.items():
                 find_tensor(self.model, name).copy_(value)
+        return self._divergence(own)
+
+    @torch.no_grad()
+    def of_model(self, model: nn.Module) -> float:
+        """The loss of another model on the same images."""
+        return self._divergence(F.log_softmax(logits(model(self.images)), 1))
+
+    def _divergence(self, own: Tensor) -> float:
         return max(0.0, float(F.kl_div(own, self.target, log_target=True, reduction="batchmean")))
 
     @contextmanager

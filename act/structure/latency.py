@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from act.context import Context
 
 SECONDS = 6.0  # of timing for each variant, in turns with the others
+FULL = "full"  # the name of the uncut model
 _SCALE = 0.05  # of the stand-in quantisers; what codes come out does not matter for the time
 Curve = dict[int, float]  # milliseconds of one group by size
 
@@ -46,8 +47,15 @@ Curve = dict[int, float]  # milliseconds of one group by size
 class LatencyTable:
     """Milliseconds of a group at a size, and of the whole model, at the target's batch."""
 
-    def __init__(self, total: float, curves: Mapping[str, Mapping[str, Curve]], groups: Sequence[Group]) -> None:
-        self.total, self._curves = total, curves
+    def __init__(
+        self,
+        total: float,
+        curves: Mapping[str, Mapping[str, Curve]],
+        groups: Sequence[Group],
+        widths: Mapping[int, float] | None = None,
+    ) -> None:
+        """`curves` by group and unit; `widths`: milliseconds of the whole model at other widths of its stream."""
+        self.total, self._curves, self.widths = total, curves, dict(widths or {})
         self._groups = {group.name: group for group in groups}
 
     def cost(self, name: str, size: Size) -> float:
@@ -73,32 +81,49 @@ class LatencyTable:
         return float(np.interp(size, sizes, [curve[s] for s in sizes])) - curve[sizes[-1]]
 
 
-def latency_table(model: nn.Module, found: Found, space: Space, ctx: Context) -> LatencyTable:
-    """Measure, or read what was measured before on this machine. `model` is left unchanged."""
+def latency_table(
+    model: nn.Module, found: Found, space: Space, ctx: Context, widths: Sequence[int] = ()
+) -> LatencyTable:
+    """Measure what was not measured before on this machine; `widths` of the residual stream as well. `model` is left
+    unchanged."""
     kinds = _kinds(model, found.groups, space)
-    wanted = {
-        (kind, unit, size)
-        for kind, groups in kinds.items()
-        for unit, sizes in timed_sizes(space, groups[0]).items()
-        for size in _few(sizes)
-    }
-    file = _cache(model, kinds, wanted, ctx)
-    times = _read(file)
-    if times is None:
-        times = _measure(model, kinds, sorted(wanted), ctx)
-        write_json(file, times)
-        ctx.log("latency", f"latency table kept in {file}")
-    else:
-        ctx.log("latency", f"latency table of this machine read from {file}")
+    variants: dict[str, dict[str, Any]] = {}
+    for kind, groups in kinds.items():
+        for unit, sizes in timed_sizes(space, groups[0]).items():
+            for size in _few(sizes)[1:]:
+                cut = {group.name: part_size(group, unit, size) for group in groups}
+                variants[f"{kind} {unit} {size}"] = shrink_edit(cut)
+    variants |= {f"width {width}": {"op": "narrow", "width": width} for width in widths}
+    times = _known(_cache(model, ctx), model, variants, ctx)
     curves: dict[str, dict[str, Curve]] = {}
     for kind, groups in kinds.items():
         own: dict[str, Curve] = {}
         for unit, sizes in timed_sizes(space, groups[0]).items():
             # A smaller size that was timed as slower is noise, or an odd size that should not be taken: both cost.
-            taken = {s: (times["full"] if s == sizes[0] else times[f"{kind} {unit} {s}"]) for s in _few(sizes)}
-            own[unit] = {size: ms / len(groups) for size, ms in taken.items()}
+            taken = {s: (FULL if s == sizes[0] else f"{kind} {unit} {s}") for s in _few(sizes)}
+            own[unit] = {size: times[name] / len(groups) for size, name in taken.items()}
         curves |= dict.fromkeys((group.name for group in groups), own)
-    return LatencyTable(times["full"], curves, found.groups)
+    return LatencyTable(times[FULL], curves, found.groups, {width: times[f"width {width}"] for width in widths})
+
+
+def _known(file: Path, model: nn.Module, variants: Mapping[str, dict[str, Any]], ctx: Context) -> dict[str, float]:
+    """Median milliseconds of the full model and of each variant, by name; `file` keeps them."""
+    times = _read(file) or {}
+    missing = {name: edit for name, edit in variants.items() if name not in times}
+    if times and not missing:
+        ctx.log("latency", f"latency table of this machine read from {file}")
+        return times
+    models = {FULL: model}
+    for name, edit in missing.items():
+        models[name] = copy.deepcopy(model)
+        apply_edit(models[name], edit)
+    new = time_models(models, ctx)
+    # What is added later is brought to the pace that the machine had at first.
+    pace = times.get(FULL, new[FULL]) / new[FULL]
+    times = {name: ms * pace for name, ms in new.items()} | times
+    write_json(file, times)
+    ctx.log("latency", f"latency table kept in {file}")
+    return times
 
 
 def timed_sizes(space: Space, group: Group) -> dict[str, list[int]]:
@@ -123,20 +148,6 @@ def _kinds(model: nn.Module, groups: Sequence[Group], space: Space) -> dict[str,
             shapes = [tuple(p.shape) for p in model.get_submodule(group.name).parameters()]
             kinds.setdefault(f"{'x'.join(map(str, full_size(group)))} {hash_of(shapes)[:6]}", []).append(group)
     return kinds
-
-
-def _measure(
-    model: nn.Module, kinds: Mapping[str, Sequence[Group]], wanted: Sequence[tuple[str, str, int]], ctx: Context
-) -> dict[str, float]:
-    """Median milliseconds of the full model and of every variant, by name."""
-    variants: dict[str, nn.Module] = {"full": model}
-    for kind, unit, size in wanted:
-        sizes = {g.name: part_size(g, unit, size) for g in kinds[kind]}
-        if sizes != {g.name: full_size(g) for g in kinds[kind]}:
-            twin = copy.deepcopy(model)
-            apply_edit(twin, shrink_edit(sizes))
-            variants[f"{kind} {unit} {size}"] = twin
-    return time_models(variants, ctx)
 
 
 def time_models(models: Mapping[str, nn.Module], ctx: Context) -> dict[str, float]:
@@ -208,14 +219,13 @@ def _format(ctx: Context) -> str:
     return next((f for f in own if f != MAIN), MAIN)
 
 
-def _cache(model: nn.Module, kinds: Mapping[str, Any], wanted: Any, ctx: Context) -> Path:
+def _cache(model: nn.Module, ctx: Context) -> Path:
     recipe, machine = ctx.recipe, describe()
     quant = next((c for c in recipe.strategies.values() if isinstance(c, QuantConfig)), None)
     key = hash_of(
         [
             [(name, tuple(p.shape)) for name, p in model.named_parameters()],
             type(model).__name__,
-            sorted(wanted),
             None if quant is None else dataclasses.asdict(quant),
             [recipe.target.backend, recipe.target.batch, recipe.export.threads, _format(ctx), ctx.input_size],
             [machine[part] for part in ("cpu", "cpu_features", "cores", "packages", "vitcompress")],

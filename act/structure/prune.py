@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,19 +13,21 @@ from torch import Tensor, nn
 
 from act.analysis import analyze
 from act.calibration import CalibrationImages
+from act.edits import apply_edit
 from act.errors import InputError
 from act.sparsity.walk import refit_layers
 from act.structure.allocate import allocate
+from act.structure.choose_width import SHARES, aligned_widths, best_width, narrow_model, narrowing_losses
 from act.structure.cost import full_size, mac_rates, param_rates
 from act.structure.curves import OutputLoss
 from act.structure.importance import NEEDS_GRADIENTS
 from act.structure.latency import latency_table, time_models
-from act.structure.planner import Cost, Space, measured_losses, options, scored_losses, uniform
+from act.structure.planner import Cost, Curve, Space, measured_losses, options, scored_losses, uniform
 from act.structure.reducer import Reducer, Size
 from act.structure.shrink import set_tensors, shrink_edit
 from act.structure.statistics import gather
 from act.structure.units import Found
-from act.structure.width import channel_scores, kept_channels, residual_stream
+from act.structure.width import residual_stream
 
 MARGIN = 0.97  # of a latency goal: what is timed again at the end varies by a few percent
 
@@ -39,13 +42,15 @@ def prune_structure(
 
     `find` gives the groups that may shrink.
     """
-    images = CalibrationImages(ctx, config.images)
+    images, space = CalibrationImages(ctx, config.images), Space(config.units, config.align)
     original, base = dense, None
-    if config.width < 1:
+    width = _width(dense, config, find, space, images, ctx)
+    if width is not None:
         base = _measured(config, dense, dense, ctx)[0]
-        _narrow(model, dense, config, images, ctx)
+        narrow_model(model, dense, width, config, images, ctx)
+        ctx.log("prune", f"residual stream: {width} channels are left")
         dense = copy.deepcopy(model)  # what is refitted later is compared at the new width
-    found, space = find(dense), Space(config.units, config.align)
+    found = find(dense)
     cost, total = _cost(config, dense, found, space, ctx)
     before = total if base is None else base
     ratio = config.pruned_ratio if config.pruned_ratio is not None else _asked(config.of, before, original, ctx)
@@ -115,20 +120,61 @@ def _measured(config: Any, dense: nn.Module, model: nn.Module, ctx: Context) -> 
     return (first.macs, second.macs) if config.of == "macs" else (first.params, second.params)
 
 
-def _narrow(model: nn.Module, dense: nn.Module, config: Any, images: CalibrationImages, ctx: Context) -> None:
-    """Cut the residual stream of `model` to the channels worth most, and fit what reads them to `dense`."""
-    stream = residual_stream(model, ctx.input_size)
+def _width(
+    dense: nn.Module,
+    config: Any,
+    find: Callable[[nn.Module], Found],
+    space: Space,
+    images: CalibrationImages,
+    ctx: Context,
+) -> int | None:
+    """Channels that the residual stream is cut to, None where it stays."""
+    if config.width == 1:
+        return None
+    stream = residual_stream(dense, ctx.input_size)
     if isinstance(stream, str):
+        if config.width is None:
+            ctx.log("prune", f"the residual stream keeps its width: {stream}")
+            return None
         raise InputError(f"TransformerPrune.width: this model cannot be narrowed: {stream}; leave width at 1")
-    width = max(config.align, round(config.width * stream.size / config.align) * config.align)
-    kept = channel_scores(model, stream, images).argsort()[-width:].sort().values
-    tensors = kept_channels(model, stream, kept)
-    ctx.edit(model, {"op": "narrow", "width": width})
-    set_tensors(model, tensors)
-    ctx.log("prune", f"residual stream: {stream.size} -> {width} channels")
-    if config.refit:
-        called = {product.module for product in analyze(model, ctx.input_size).products}
-        refit_layers(dense, model, [n for n in stream.readers if n in called], lambda: iter(images), config.damping)
+    sizes = aligned_widths(stream.size, SHARES if config.width is None else (config.width,), config.align)
+    if config.width is not None:
+        return sizes[0]
+    sizes, found = [stream.size, *sizes], find(dense)
+    costs = _width_costs(dense, sizes, config, find, space, ctx)
+    total = costs[stream.size][1]
+    ratio = config.pruned_ratio if config.pruned_ratio is not None else _asked(config.of, total, dense, ctx)
+    _, losses = _losses(dense, config, found, space, images, ctx)
+    alone = narrowing_losses(dense, sizes, _output_loss(dense, config, found, ctx), config, images, ctx)
+    best, expected = best_width(found.groups, space, losses, alone, costs, (1 - ratio) * total)
+    for size, loss in expected.items():
+        text = f"{costs[size][1]:,.6g} of {config.of}, costs {alone[size]:.4f} alone and {loss:.4f} in all"
+        ctx.log("prune", f"width {size}: {text}{' (taken)' if size == best else ''}")
+    return None if best == stream.size else best
+
+
+def _width_costs(
+    dense: nn.Module, sizes: list[int], config: Any, find: Callable[[nn.Module], Found], space: Space, ctx: Context
+) -> dict[int, tuple[Cost, float]]:
+    """The cost of a group at a size and of the whole, for every width."""
+    costs: dict[int, tuple[Cost, float]] = {}
+    if config.of == "latency":
+        table = latency_table(dense, find(dense), space, ctx, sizes[1:])
+        for size in sizes:
+            # What a group saves at another width was not measured: taken to shrink as the whole does.
+            whole = table.widths.get(size, table.total)
+            costs[size] = (partial(_scaled, table.cost, whole / table.total), whole)
+        return costs
+    for size in sizes:
+        twin = copy.deepcopy(dense)
+        if size != sizes[0]:
+            apply_edit(twin, {"op": "narrow", "width": size})
+        costs[size] = _cost(config, twin, find(twin), space, ctx)
+    return costs
+
+
+def _scaled(cost: Cost, factor: float, name: str, size: Size) -> float:
+    return cost(name, size) * factor
 
 
 def _round(
@@ -142,26 +188,32 @@ def _round(
     ctx: Context,
 ) -> None:
     """Shrink until the costs of the groups sum up to `budget` at most."""
-    stats = gather(model, found.groups, images, config.criterion in NEEDS_GRADIENTS, ctx.recipe.seed)
-    reducer = Reducer(model, found, stats, config.criterion, config.refit)
     now = {group.name: full_size(group) for group in found.groups}
-    if config.allocation == "uniform":
-        sizes = uniform(space, found.groups, cost, budget)
-    else:
-        losses = (
-            measured_losses(
-                space, reducer, _output_loss(model, config, found, ctx), lambda line: ctx.log("prune", line)
-            )
-            if config.allocation == "measured"
-            else scored_losses(space, reducer)
-        )
+    reducer, losses = _losses(model, config, found, space, images, ctx)
+    if losses:
         sizes = allocate(options(space, found.groups, losses, cost), budget)
+    else:
+        sizes = uniform(space, found.groups, cost, budget)
     changed = {name: size for name, size in sizes.items() if size != now[name]}
     tensors = reducer.tensors(changed)
     ctx.edit(model, shrink_edit(changed))
     set_tensors(model, tensors)
     for name, size in sizes.items():
         ctx.log("prune", f"{name}: {_shown(now[name])} -> {_shown(size)}")
+
+
+def _losses(
+    model: nn.Module, config: Any, found: Found, space: Space, images: CalibrationImages, ctx: Context
+) -> tuple[Reducer, dict[str, dict[str, Curve]]]:
+    """What makes the groups of `model` smaller, and what every size costs; nothing for a uniform share."""
+    stats = gather(model, found.groups, images, config.criterion in NEEDS_GRADIENTS, ctx.recipe.seed)
+    reducer = Reducer(model, found, stats, config.criterion, config.refit)
+    if config.allocation == "uniform":
+        return reducer, {}
+    if config.allocation == "global":
+        return reducer, scored_losses(space, reducer)
+    loss = _output_loss(model, config, found, ctx)
+    return reducer, measured_losses(space, reducer, loss, lambda line: ctx.log("prune", line))
 
 
 def _output_loss(model: nn.Module, config: Any, found: Found, ctx: Context) -> OutputLoss:

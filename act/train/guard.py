@@ -8,6 +8,7 @@ from pathlib import Path
 
 from act.errors import TrainingError
 from act.recipe.schema import TrainConfig
+from act.run.faults import explain, no_memory
 
 
 def check_finite(
@@ -27,6 +28,30 @@ def check_finite(
         f"training stopped at step {step}: {what} not finite ({values}, gradient norm {gradient_norm:.4g}); "
         f"likely causes: {'; '.join(_causes(step, cfg))}; {kept}"
     )
+
+
+def training_fault(error: Exception, step: int, settings: TrainConfig, last_good: Path | None, stage: str) -> Exception:
+    """`error` of step `step`, or the TrainingError that says what failed and how to go on.
+
+    `settings` has the batch size that was used. Memory that ran out is not worked around in silence: what a step
+    computes on half a batch is not the same for every loss.
+    """
+    if no_memory(error):
+        name, half = f"TrainConfig.stages.{stage}", settings.batch_size // 2 if settings.batch_size else 0
+        advice = (
+            f"--force {name}.batch_size={half} {name}.accumulation={2 * settings.accumulation} makes steps of as many "
+            "images in half the memory, from this stage's beginning"
+            if half
+            else "a batch is one image already: use a smaller model or teacher, or fewer distilled nodes"
+        )
+        reason = f"{explain(error)} with batches of {settings.batch_size} images; {advice}"
+    else:
+        found = explain(error)
+        if found is None:
+            return error
+        reason = found
+    kept = f"the last good state is {last_good}" if last_good else "no state had been saved yet"
+    return TrainingError(f"training stopped at step {step}: {reason}; {kept}")
 
 
 def _causes(step: int, cfg: TrainConfig) -> list[str]:

@@ -50,6 +50,15 @@ def from_main(value: float, accelerator: Accelerator) -> float:
     return float(broadcast(torch.tensor([value], dtype=torch.float64, device=accelerator.device)).item())
 
 
+def any_process(number: int | None, accelerator: Accelerator) -> int:
+    """The largest `number` that any process has, 0 for none; every process gets the same answer."""
+    if accelerator.num_processes == 1:
+        return number or 0
+    own = torch.zeros(accelerator.num_processes, device=accelerator.device)
+    own[accelerator.process_index] = number or 0
+    return int(accelerator.reduce(own, reduction="sum").max().item())
+
+
 def mean_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
     """The mean of each value over the processes, which all call this with the same names."""
     if accelerator.num_processes == 1 or not values:

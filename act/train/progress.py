@@ -11,6 +11,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from act.verbosity import is_quiet
+
 WINDOW = 50  # steps over which the loss terms are averaged
 _SHOWN = 3  # terms of one kind that a line has room for
 
@@ -25,11 +27,14 @@ class Meter:
         seconds: float = 0.0,
         images: int = 0,
         recent: Iterable[Mapping[str, float]] = (),
+        eval_iter: int | None = None,
     ) -> None:
-        """`recent`: the terms of the last steps before `step`."""
-        self.steps, self.step = steps, step
+        """`recent`: the terms of the last steps before `step`; `eval_iter`: steps from one evaluation to the next."""
+        self.steps, self.step, self._eval_iter = steps, step, eval_iter
         self._started_at = time.monotonic()
         self._seconds_before, self._first_step = seconds, step
+        self._first_step_took = 0.0
+        self._evaluated, self._evaluations = 0.0, 0
         self.images, self._images_here = images, 0
         self.recent: deque[Mapping[str, float]] = deque(recent, maxlen=WINDOW)
 
@@ -39,6 +44,13 @@ class Meter:
         self.images += images
         self._images_here += images
         self.recent.append(terms)
+        if step == self._first_step + 1:
+            self._first_step_took = time.monotonic() - self._started_at
+
+    def evaluated(self, seconds: float) -> None:
+        """Count an evaluation that took so long."""
+        self._evaluated += seconds
+        self._evaluations += 1
 
     @property
     def seconds(self) -> float:
@@ -52,9 +64,19 @@ class Meter:
 
     @property
     def eta_seconds(self) -> float:
-        """Seconds until the last step at the pace so far."""
-        elapsed = time.monotonic() - self._started_at
-        return elapsed / max(self.step - self._first_step, 1) * (self.steps - self.step)
+        """Seconds until the end of training: steps at their pace so far, and the evaluations that are still due.
+
+        The first step, in which workers start, memory is found and kernels are chosen, is no measure of the others, so
+        that it counts only while there is no other. Evaluations are counted as soon as one has been timed.
+        """
+        done, left = self.step - self._first_step, self.steps - self.step
+        training = time.monotonic() - self._started_at - self._evaluated
+        pace = (training - self._first_step_took) / (done - 1) if done > 1 else training
+        due = 0
+        if self._eval_iter is not None and self._evaluations:
+            # The last step is evaluated as well, whether eval_iter divides its number or not.
+            due = -(-self.steps // self._eval_iter) - self._first_step // self._eval_iter - self._evaluations
+        return pace * left + due * self._evaluated / max(self._evaluations, 1)
 
     def losses(self) -> dict[str, float]:
         """Mean of each term over the last steps."""
@@ -102,7 +124,8 @@ class Bar:
     """A progress bar on a terminal (stderr); elsewhere nothing, and `shown` is False: print lines instead."""
 
     def __init__(self, title: str, steps: int, step: int, show: bool = True) -> None:
-        self.shown = show and sys.stderr.isatty()  # the event log prints its lines by the same rule
+        # The event log prints its lines by the same rule.
+        self.shown = show and sys.stderr.isatty() and not is_quiet()
         self._progress: Progress | None = None
         if self.shown:
             columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))

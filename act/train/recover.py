@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from act.context import Context
 from act.data.batch import Batch
 from act.errors import InputError
 from act.recipe.schema import TrainConfig
+from act.run.stop import StopAfterStep, Stopped
 from act.strategies.base import Objective, Strategy
 from act.train.check import train_problems
-from act.train.guard import check_finite
-from act.train.launch import close_trackers, from_main, make_accelerator, mean_over_processes
+from act.train.guard import check_finite, training_fault
+from act.train.launch import any_process, close_trackers, from_main, make_accelerator, mean_over_processes
 from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
 from act.train.progress import Bar, Meter, describe, mean_terms
 from act.train.rng import seed_everything
@@ -37,10 +39,14 @@ _FREE = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_me
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did. `losses`: mean of each term over the last steps; `best_metric`: None without evaluations;
-    `stopped_by`: `steps` or `target_metric`."""
+    """What a training did.
+
+    `images`: over all processes and epochs; `losses`: mean of each term over the last steps; `best_metric`: None
+    without evaluations; `stopped_by`: `steps` or `target_metric`.
+    """
 
     steps: int
+    images: int
     seconds: float
     images_per_second: float
     losses: dict[str, float]
@@ -97,13 +103,20 @@ def recover(
 
     Raises:
         InputError: impossible settings, no data, or a folder with another training.
-        TrainingError: the loss or its gradient is no longer finite.
+        TrainingError: the loss or its gradient is no longer finite, memory ran out, a worker or a GPU died.
+        Stopped: SIGTERM or Ctrl-C, after the step at hand was done and saved.
     """
     training = _start(model, strategy, objectives, cfg, ctx, folder, evaluate)
     try:
         if training.state.stopped_by is None:
             _run(training)
         return _result(training)
+    except (RuntimeError, MemoryError, OSError) as error:
+        settings = dataclasses.replace(cfg, batch_size=_batch_size(cfg, ctx))
+        fault = training_fault(error, training.state.step + 1, settings, training.last_good, training.title)
+        if fault is error:
+            raise
+        raise fault from error
     finally:
         close_trackers(training.accelerator)
         model.eval()
@@ -154,7 +167,9 @@ def _start(
         steps=steps,
         title=strategy.name if strategy is not None else "train",
     )
-    training.last_good = load_state(state, folder, restore_random=accelerator.is_main_process)
+    training.last_good = load_state(
+        state, folder, lambda text: ctx.log("warning", text), restore_random=accelerator.is_main_process
+    )
     if training.last_good is not None:
         ctx.log("train_resumed", f"{training.title}: continuing after step {state.step}", step=state.step, steps=steps)
         if not accelerator.is_main_process:
@@ -170,9 +185,10 @@ def _run(training: _Training) -> None:
     assert ctx.data is not None
     consumed = state.step * cfg.accumulation
     stream = batch_stream(ctx.data, _batch_size(cfg, ctx), training.accelerator, ctx.recipe.seed, consumed)
-    meter = Meter(training.steps, state.step, state.seconds, state.images, state.recent)
+    meter = Meter(training.steps, state.step, state.seconds, state.images, state.recent, cfg.eval_iter)
     training.model.train()
-    with Bar(training.title, training.steps, state.step, training.accelerator.is_main_process) as bar:
+    shown = training.accelerator.is_main_process
+    with StopAfterStep() as stop, Bar(training.title, training.steps, state.step, shown) as bar:
         while state.step < training.steps:
             rate = set_learning_rate(state.optimizer, schedule_factor(state.step + 1, training.steps, cfg))
             terms, images = _backward(training, stream)
@@ -191,12 +207,17 @@ def _run(training: _Training) -> None:
             meter.add(state.step, terms, images)
             if state.step % cfg.logging_iter == 0 or state.step == training.steps:
                 _report(training, meter, bar, rate, values)
-            reached = _evaluate_when_due(training)
+            reached = _evaluate_when_due(training, meter)
             if reached or state.step == training.steps:
                 break
-            if state.step % cfg.save_iter == 0:
+            asked = any_process(stop.number, training.accelerator)
+            if asked or state.step % cfg.save_iter == 0:
                 _save(training, meter)
-    _finish(training, meter, "target_metric" if reached else "steps")
+            if asked:
+                # A process that ends makes the launcher end the others, one of which is still saving.
+                training.accelerator.wait_for_everyone()
+                raise Stopped(asked, f" in {training.title}, step {state.step} of {training.steps} is saved")
+        _finish(training, meter, "target_metric" if reached else "steps")
 
 
 def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, float], int]:
@@ -243,7 +264,7 @@ def _report(training: _Training, meter: Meter, bar: Bar, rate: float, values: di
         training.accelerator.log(tracked | {"images_per_second": meter.images_per_second}, step=meter.step)
 
 
-def _evaluate_when_due(training: _Training) -> bool:
+def _evaluate_when_due(training: _Training, meter: Meter) -> bool:
     """Evaluate every `eval_iter` steps and after the last; remember the best; True when the target is reached."""
     cfg, state = training.cfg, training.state
     if cfg.eval_iter is None or training.evaluate is None:
@@ -252,11 +273,13 @@ def _evaluate_when_due(training: _Training) -> bool:
         return False
     model = training.ema.module if training.ema is not None else training.model
     value = 0.0
+    started = time.monotonic()
     if training.accelerator.is_main_process:
         model.eval()
         value = float(training.evaluate(model))
     # Every process must stop at the same step, so that none waits for another's gradients.
     value = from_main(value, training.accelerator)
+    meter.evaluated(time.monotonic() - started)
     training.model.train()
     better = state.best_metric is None or _better(value, state.best_metric, cfg.metric_mode)
     if better:
@@ -300,7 +323,8 @@ def _result(training: _Training) -> TrainResult:
     state = training.state
     assert state.stopped_by is not None
     rate = state.images / max(state.seconds, 1e-9)
-    return TrainResult(state.step, state.seconds, rate, mean_terms(state.recent), state.best_metric, state.stopped_by)
+    losses = mean_terms(state.recent)
+    return TrainResult(state.step, state.images, state.seconds, rate, losses, state.best_metric, state.stopped_by)
 
 
 def _batch_size(cfg: TrainConfig, ctx: Context) -> int:

@@ -1,14 +1,14 @@
 """What a training needs to go on after a kill: tensors in safetensors, scalars in JSON, nothing pickled.
 
-`folder/state.json` names the folder `step-XXXXXXXX` that holds the tensors. A new one is written in full before
-state.json is replaced to point to it, and only then the old one is removed.
+A checkpoint is a folder `step-XXXXXXXX` of tensors and a record, state.json, that is written last and has the SHA-256
+of each of them. The last two are kept: where the newer turns out torn or altered, training goes on from the older.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from act.errors import InputError
-from act.run.atomic import replacing, write_json
+from act.run.atomic import replacing
+from act.run.sealed import Damaged, read_sealed, write_sealed
+from act.train.optimizer_state import flatten, restore
 from act.train.rng import get_random, pack, set_random, unpack
 
-_POINTER = "state.json"
+_RECORD = "state.json"
+_KEPT = 2  # checkpoints
 
 
 @dataclass
@@ -61,37 +64,54 @@ def save_state(state: TrainState, folder: Path) -> Path:
     """Save everything of `state` and return the folder that holds it. A finished training keeps only its model."""
     target = folder / f"step-{state.step:08d}"
     finished = state.stopped_by is not None
-    scalars: dict[str, Any] = {name: getattr(state, name) for name in _SCALARS}
-    for name, module in state.parts.items():
-        if name == "model" or (not finished and module.state_dict()):
-            save_tensors(target / f"{name}.safetensors", module.state_dict())
+    record: dict[str, Any] = {"key": state.key} | {name: getattr(state, name) for name in _SCALARS}
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        name: module.state_dict()
+        for name, module in state.parts.items()
+        if name == "model" or (not finished and module.state_dict())
+    }
     if not finished:
-        tensors, plain = _flatten(state.optimizer.state_dict())
-        save_tensors(target / "optimizer.safetensors", tensors)
-        random_tensors, random_plain = pack(get_random())
-        save_tensors(target / "random.safetensors", random_tensors)
-        scalars |= {"optimizer": plain, "random": random_plain}
-    write_json(folder / _POINTER, {"folder": target.name, "key": state.key, **scalars})
-    _remove_old(folder, keep=target.name, best=None if finished else state.best_step)
-    if finished:
-        for leftover in target.iterdir():
-            if leftover.name != "model.safetensors":
-                leftover.unlink()
+        tensors["optimizer"], record["optimizer"] = flatten(state.optimizer.state_dict())
+        tensors["random"], record["random"] = pack(get_random())
+    for name, values in tensors.items():
+        save_tensors(target / f"{name}.safetensors", values)
+    files = [f"{name}.safetensors" for name in tensors]
+    if not finished and state.best_step is not None and best_path(folder, state.best_step).is_file():
+        files.append(f"../{best_path(folder, state.best_step).name}")
+    write_sealed(target / _RECORD, record, files)
+    _remove_old(folder, state)
     return target
 
 
-def load_state(state: TrainState, folder: Path, restore_random: bool = True) -> Path | None:
-    """Fill `state` from `folder` and return where its tensors lie; None when nothing was saved there.
+def load_state(
+    state: TrainState, folder: Path, warn: Callable[[str], None], restore_random: bool = True
+) -> Path | None:
+    """Fill `state` from the last good checkpoint in `folder` and return where it lies; None when there is none.
+
+    `warn` is told of every newer one that is not whole.
 
     Raises:
         InputError: the folder holds the state of a training with other settings or of another model.
     """
-    pointer = folder / _POINTER
-    if not pointer.is_file():
-        return None
-    saved = json.loads(pointer.read_text(encoding="utf-8"))
-    _check_key(state.key, saved["key"], folder)
-    source = folder / str(saved["folder"])
+    checkpoints = _checkpoints(folder)
+    for source in reversed(checkpoints):
+        try:
+            saved = read_sealed(source / _RECORD)
+        except Damaged as damage:
+            warn(f"{damage}; this checkpoint is passed over")
+            continue
+        if saved is None:
+            warn(f"{source}: was not written to its end; this checkpoint is passed over")
+            continue
+        _check_key(state.key, saved["key"], folder)
+        _fill(state, saved, source, restore_random)
+        return source
+    if checkpoints:
+        warn(f"{folder}: no checkpoint is whole; training starts from its beginning")
+    return None
+
+
+def _fill(state: TrainState, saved: Mapping[str, Any], source: Path, restore_random: bool) -> None:
     for name in _SCALARS:
         setattr(state, name, saved[name])
     finished = state.stopped_by is not None
@@ -99,10 +119,9 @@ def load_state(state: TrainState, folder: Path, restore_random: bool = True) -> 
         if name == "model" or (not finished and module.state_dict()):
             load_module(module, source / f"{name}.safetensors")
     if not finished:
-        _restore_optimizer(state.optimizer, load_file(source / "optimizer.safetensors"), saved["optimizer"])
+        restore(state.optimizer, load_file(source / "optimizer.safetensors"), saved["optimizer"])
         if restore_random:
             set_random(unpack(load_file(source / "random.safetensors"), saved["random"]))
-    return source
 
 
 def load_module(module: nn.Module, path: Path) -> None:
@@ -133,55 +152,27 @@ def _check_key(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> N
         )
 
 
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state dict as tensors by name, and the rest as JSON."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}/{name}"] = value
-            else:
-                scalars.setdefault(str(index), {})[name] = _plain(value, name)
-    groups: list[dict[str, Any]] = []
-    for group in state["param_groups"]:
-        values = {name: value for name, value in group.items() if name != "params"}
-        for name in [name for name, value in values.items() if isinstance(value, Tensor)]:
-            tensors[f"group {len(groups)}/{name}"] = values.pop(name)
-        groups.append({name: _plain(value, name) for name, value in values.items()})
-    return tensors, {"state": scalars, "groups": groups}
+def _checkpoints(folder: Path) -> list[Path]:
+    """The folders of checkpoints, whole or not, oldest first."""
+    return sorted(folder.glob("step-*"))
 
 
-def _plain(value: Any, name: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
-    raise InputError(
-        f"TrainConfig.optimizer: its state {name!r} is a {type(value).__name__}, which cannot be saved without "
-        "pickling; choose another optimizer, e.g. adamw"
-    )
+def _remove_old(folder: Path, state: TrainState) -> None:
+    """Keep the checkpoint just written and the whole one before it, and the best weights that they speak of."""
+    newest = f"step-{state.step:08d}"
+    # One of a later step was damaged, or training would not have come by here again.
+    whole = [path for path in _checkpoints(folder) if path.name <= newest and (path / _RECORD).is_file()]
+    for path in set(_checkpoints(folder)).difference(whole[-_KEPT:]):
+        shutil.rmtree(path, ignore_errors=True)
+    needed = {_best_of(folder, path) for path in whole[-_KEPT:]}
+    for path in set(folder.glob("best-*.safetensors")) - needed:
+        path.unlink(missing_ok=True)
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    current = optimizer.state_dict()
-    for index, (group, saved) in enumerate(zip(current["param_groups"], plain["groups"], strict=True)):
-        for name, value in saved.items():
-            group[name] = tuple(value) if isinstance(value, list) else value
-        prefix = f"group {index}/"
-        group.update({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["state"].items()}
-    for key, tensor in tensors.items():
-        index_text, name = key.split("/", 1)
-        if index_text.isdigit():
-            state.setdefault(int(index_text), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
-
-
-def _remove_old(folder: Path, keep: str, best: int | None) -> None:
-    for old in folder.glob("step-*"):
-        if old.name != keep:
-            shutil.rmtree(old, ignore_errors=True)
-    for old in folder.glob("best-*.safetensors"):
-        if best is None or old != best_path(folder, best):
-            old.unlink(missing_ok=True)
+def _best_of(folder: Path, checkpoint: Path) -> Path | None:
+    """The file of best weights that a checkpoint goes with; a finished training has them as its model."""
+    try:
+        saved = json.loads((checkpoint / _RECORD).read_text(encoding="utf-8"))
+        return best_path(folder, saved["best_step"]) if saved["stopped_by"] is None else None
+    except (ValueError, TypeError, KeyError):  # damaged: nobody will go on from there
+        return None

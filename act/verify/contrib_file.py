@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-
+from act.backends.onnx_guard import read_onnx
 from act.export.contrib import FORM, to_contrib
 from act.run.choice import ATTENTIONS
 from act.verify.rules import Broken
@@ -15,7 +14,7 @@ CONTRIB_FILE = "model.onnxruntime.onnx"
 
 def contrib_file(main: Path, path: Path) -> str:
     """Rewrites `main` anew and compares every node and tensor with those of `path`; Broken where they differ."""
-    wanted, found = onnx.load(str(main)), onnx.load(str(path))
+    wanted, found = read_onnx(main), read_onnx(path)
     form = next((prop.value for prop in found.metadata_props if prop.key == FORM), "none")
     if form not in ATTENTIONS:
         raise Broken(f"{path.name}: does not say how its attention runs ({form}); allowed: {', '.join(ATTENTIONS)}")

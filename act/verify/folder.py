@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,6 +11,7 @@ from torch import nn
 from act.errors import InputError
 from act.rebuild import ARCH_FILE, TENSOR_FILE, load_model_folder, read_arch, read_tensors
 from act.run.atomic import sha256_file
+from act.run.reading import check_contained, read_json
 from act.storage.file import PACKED_FILE
 from act.strategies.base import Invariant
 from act.verify.contrib_file import CONTRIB_FILE, contrib_file
@@ -42,6 +42,9 @@ def verify_folder(folder: str | Path, model: nn.Module | None = None) -> list[In
     if not run.is_dir():
         kind = "a file" if run.exists() else "no such folder"
         raise InputError(f"{run}: {kind}; name a run folder or its artifact folder")
+    contained = checked("contained", lambda: _contained(run))
+    if not contained.holds:
+        return [contained]  # nothing is read through a link that leads elsewhere
     artifact = run / "artifact" if (run / "artifact").is_dir() else run
     if not any((artifact / name).exists() for name in ARTIFACT_FILES) and not (run / "report.json").exists():
         raise InputError(
@@ -96,6 +99,14 @@ class _Once(Generic[T]):
         return self._values[0]
 
 
+def _contained(run: Path) -> str:
+    try:
+        check_contained(run)
+    except InputError as error:
+        raise Broken(str(error)) from error
+    return "no link leads out of the folder"
+
+
 def _checksums(artifact: Path, file: Callable[[], OnnxFile]) -> str:
     problems = check_manifest(artifact)
     if problems:
@@ -115,7 +126,7 @@ def _parity(file: OnnxFile, artifact: Path, arch: dict[str, Any], model: nn.Modu
 
 def _report(run: Path) -> str:
     """The files that report.json lists are there, with the sizes and hashes it gives."""
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    report = read_json(run / "report.json")
     listed = [item for entry in report["artifacts"] for item in entry.get("files", [entry])]
     for item in listed:
         path = run / item["path"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from act.errors import InputError
 from act.run.atomic import sha256_file, write_json
+from act.run.reading import read_json
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -50,11 +50,11 @@ def recipe_of(folder: str | Path) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     """`schema`, `recipe_hash` and `files`: by relative path, `sha256` and `bytes`."""
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    known = isinstance(manifest, dict) and set(manifest) == {"schema", "recipe_hash", "files"}
-    if not known or manifest["schema"] != SCHEMA or not isinstance(manifest["files"], dict):
+        manifest: dict[str, Any] = read_json(path)
+        known = set(manifest) == {"schema", "recipe_hash", "files"} and isinstance(manifest["files"], dict)
+    except TypeError:
+        known = False
+    if not known or manifest["schema"] != SCHEMA:
         raise InputError(f"{path}: not a manifest of schema {SCHEMA}")
     return manifest
 

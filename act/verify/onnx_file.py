@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from act.backends.onnx_guard import read_onnx
 from act.errors import InputError
 from act.export.graph import ALIASES
 from act.export.onnx_graph import Array, to_array
@@ -23,19 +23,10 @@ class OnnxFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{path}: no such file; name an ONNX file, or a folder that holds one")
-        try:
-            # A file from a stranger must not make us read others.
-            self.model = onnx.load(str(path), load_external_data=False)
-        except Exception as error:  # protobuf and onnx raise many types; the file is the problem
-            raise InputError(f"{path}: not a readable ONNX file: {error}") from error
+        self.model = read_onnx(path)  # a file from a stranger must not make us read others
         self.graph = self.model.graph
         if not (self.graph.node and self.graph.input and self.graph.output):
             raise InputError(f"{path}: not a readable ONNX file: it has no graph with an input and an output")
-        for tensor in _tensors(self.graph):
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                raise InputError(f"{path}: {tensor.name}: its data lies in another file; it must be in the ONNX file")
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -124,14 +115,3 @@ def without_activation_rounding(file: OnnxFile) -> onnx.ModelProto:
 def same_values(a: Array, b: Array) -> bool:
     """Whether both arrays have one type and shape and the same values; 0 and -0 count as one."""
     return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor in the graph and its subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for item in (item for node in graph.node for item in node.attribute):
-        yield from [item.t, *item.tensors]
-        for sub in [item.g, *item.graphs]:
-            yield from _tensors(sub)

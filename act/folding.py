@@ -1,0 +1,25 @@
+"""Many layer names as few words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def shorten(names: Iterable[str]) -> str:
+    """Layer names with their block numbers folded: blocks.0.attn.qkv, blocks.1.attn.qkv -> blocks.{0-1}.attn.qkv."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        parts = name.split(".")
+        # The last number is the position in its stage; earlier ones (Swin's stages) stay written out.
+        at = max((index for index, part in enumerate(parts) if part.isdecimal()), default=None)
+        key = name if at is None else ".".join([*parts[:at], "*", *parts[at + 1 :]])
+        found.setdefault(key, []).extend([] if at is None else [int(parts[at])])
+    return ", ".join(key.replace("*", _span(numbers)) if numbers else key for key, numbers in found.items())
+
+
+def _span(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    if sorted(numbers) == list(range(min(numbers), max(numbers) + 1)):
+        return f"{{{min(numbers)}-{max(numbers)}}}"
+    return "{" + ",".join(map(str, sorted(numbers))) + "}"
