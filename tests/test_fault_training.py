@@ -221,9 +221,17 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_ends_by_sigterm_as_it_would_by_itself() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+
+    def wait() -> None:
+        ready.set()
+        time.sleep(60)
+
     with sigterm_raises():
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child = context.Process(target=wait)
         child.start()
+        assert ready.wait(60)
         child.terminate()
         child.join(60)
     assert child.exitcode == -signal.SIGTERM
