@@ -17,7 +17,8 @@ CASES: list[tuple[str, list[str]]] = [
     # no argument, an unknown one, one of the wrong type
     *((f"{verb}", ["required: ", f"see: vitcompress {verb} --help"]) for verb in
       ("run", "plan", "eval", "export", "verify", "analyze", "bench", "sensitivity", "search", "nodes", "engine",
-       "recipes", "recipes show", "recipes cp", "recipes validate")),
+       "recipes", "recipes show", "recipes cp", "recipes validate", "recipes freeze", "recipes push", "recipes pull",
+       "reproduce", "compare", "completion")),
     *((f"{words} --fast", ["unknown: --fast", f"see: vitcompress {words.split()[0]} --help"]) for words in
       ("run ok.yaml", "plan ok.yaml", "verify folder", "analyze ok.yaml", "bench bad.onnx", "doctor", "recipes ls")),
     ("", ["required: VERB", "see: vitcompress --help"]),
@@ -30,7 +31,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("bench bad.onnx --profile lines", ["--profile: invalid choice: 'lines'", "operators"]),
     # a recipe that is not there, or is none
     *((f"{verb} nowhere.yaml", ["nowhere.yaml", *NO_RECIPE]) for verb in
-      ("run", "plan", "nodes", "analyze", "sensitivity", "recipes show", "recipes validate")),
+      ("run", "plan", "nodes", "analyze", "sensitivity", "recipes show", "recipes validate", "reproduce")),
     ("run /no/where.yaml", ["/no/where.yaml", *NO_RECIPE]),
     ("run quickstrat", ["did you mean quickstart?"]),
     ("run ''", ["RECIPE: empty", "name a YAML file"]),
@@ -45,6 +46,17 @@ CASES: list[tuple[str, list[str]]] = [
     ("recipes cp quickstart text.txt", ["text.txt: exists", "--force"]),
     ("search nowhere.yaml --space space.yaml", ["nowhere.yaml", *NO_RECIPE]),
     ("eval bad.onnx --recipe nowhere", ["nowhere", *NO_RECIPE]),
+    # recipes from and for others
+    ("reproduce ok.yaml", ["ok: records no results", "vitcompress recipes freeze RUN"]),
+    ("recipes push nowhere here", ["nowhere", *NO_RECIPE]),
+    ("recipes push quickstart text.txt/x", ["text.txt: no such folder"]),
+    ("recipes pull nowhere", ["nowhere: no such file"]),
+    ("recipes pull empty.yaml", ["empty.yaml: empty; a recipe names at least a model and data"]),
+    ("recipes pull ftp://host/r.yaml", ["ftp:// is not known; allowed: a file or folder, https://HOST/PATH.yaml"]),
+    ("recipes freeze nowhere -o mine.yaml", ["nowhere: "]),
+    ("compare nowhere nowhere", ["nowhere: no such folder; name the folders of finished runs"]),
+    ("compare folder folder", ["folder: has no report.json, so it is no finished run"]),
+    ("completion dos", ["invalid choice: 'dos'", "fish"]),
     # values of the recipe that only the model, the data or the machine refuses
     ("run ok.yaml model.name=null", ["model.name: missing", "e.g. deit_tiny_patch16_224"]),
     ("run ok.yaml model.kwargs.embed_dim=33", ["model.kwargs: timm cannot build", "divisible by num_heads"]),
