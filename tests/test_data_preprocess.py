@@ -111,7 +111,7 @@ def test_all_bad_values_are_reported_at_once() -> None:
         (DataConfig(resize=200), "data.resize: 200 is smaller"),
         (DataConfig(resize=256, crop_pct=0.9), "data.resize and data.crop_pct"),
         (DataConfig(mean=[0.5, 0.5]), "2 values for 3 channel"),
-        (DataConfig(input_size=[1, 224, 224]), "give 1 or 1 values"),
+        (DataConfig(input_size=[1, 224, 224]), r"for 1 channel\(s\); give 1"),
     ],
 )
 def test_contradictions_are_refused(cfg: DataConfig, message: str) -> None:
