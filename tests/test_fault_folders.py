@@ -105,7 +105,7 @@ def _tensors(path: Path) -> None:
 
 def test_a_file_that_may_not_grow_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
-    process = multiprocessing.get_context("fork").Process(target=_write_much, args=(tmp_path,))
+    process = multiprocessing.get_context("spawn").Process(target=_write_much, args=(tmp_path,))
     process.start()
     process.join()
     for number in (0, 1):
