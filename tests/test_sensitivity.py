@@ -306,7 +306,7 @@ BAD = {
     "--treatments ,": "--treatments: ,; allowed: sparsity",
     "--picture costs.bmp": "--picture: costs.bmp: the format follows from the ending; allowed: .svg, .png, .pdf",
     "--json {tmp}": "{tmp}: a folder; name a file",
-    "--json {tmp}/file/costs.json": "{tmp}/file: cannot be made",
+    "--json {tmp}/file/costs.json": "{tmp}/file is a file; choose another folder",
     "data.train=null": "data.train: not given; write data.train=FOLDER",
     "data.input_size=[3,48,48]": "model: cannot take images of [3, 48, 48]",
 }
