@@ -6,9 +6,8 @@
 A way is `criterion/allocation` of TransformerPrune, with `/plain` behind it for weights that are not refitted. Moments,
 saliencies and losses of a way are measured once and used for every ratio. Agreement is with the original's
 predictions, on validation images; nothing is chosen by them. With `--of latency` the ratios are shares of the time of
-the int8 model in target.backend at target.batch. A way is then asked for more or less until the time measured after
-pruning falls by the ratio, to one percent of the original's, so that ways are compared at equal latency; with `/macs`
-behind it a way counts MACs and not the measured table. Prints a table row for each way and ratio.
+the int8 model in target.backend at target.batch, as the measured table predicts them; a way with `/macs` behind it
+counts MACs instead. All models are then timed in turns, at the end. Prints a table row for each way and ratio.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +46,6 @@ from act.structure.statistics import gather
 from act.structure.units import Found, find_units
 
 WAYS = "obs/measured,obs/uniform,taylor/global,activation/global,magnitude/global,magnitude/uniform/plain"
-TRIES = 7  # shares asked for until the time removed is the one wanted
 
 
 class Bench:
@@ -77,13 +74,15 @@ class Bench:
         rates, total = mac_rates(self.model, found, self.ctx.input_size)
         return (lambda name, size: rates[name].cost(size)), float(total)
 
-    def removed(self, model: nn.Module) -> float:
-        """Percent of the cost that `model` saves, as measured."""
-        if self.of == "latency":
-            times = time_models({"before": self.model, "after": model}, self.ctx)
-            return 100 * (1 - times["after"] / times["before"])
+    def macs_removed(self, model: nn.Module) -> float:
+        """Percent of the multiply-accumulates that `model` saves."""
         before, after = (analyze(m, self.ctx.input_size).macs for m in (self.model, model))
         return 100 * (1 - after / before)
+
+    def time_removed(self, models: dict[str, nn.Module]) -> dict[str, float]:
+        """Percent of the original's time that each of `models` saves, all timed in turns with it."""
+        times = time_models({"the original": self.model} | models, self.ctx)
+        return {name: 100 * (1 - times[name] / times["the original"]) for name in models}
 
     @torch.no_grad()
     def predict(self, model: nn.Module) -> Tensor:
@@ -115,22 +114,6 @@ class Way:
         elif self.allocation == "global":
             self.losses = scored_losses(self.space, self.reducer)
 
-    def matched(self, ratio: float) -> tuple[nn.Module, float]:
-        """The model that really costs `ratio` less, as near as `TRIES` shares come, and percent removed."""
-        low, high, ask = 0.0, 0.95, ratio
-        best: tuple[nn.Module, float] | None = None
-        for _ in range(TRIES if self.bench.of == "latency" else 1):
-            model = self.pruned(ask)
-            removed = self.bench.removed(model)
-            if best is None or abs(removed - 100 * ratio) < abs(best[1] - 100 * ratio):
-                best = model, removed
-            if abs(removed - 100 * ratio) <= 1.0:
-                break
-            low, high = (ask, high) if removed < 100 * ratio else (low, ask)
-            ask = (low + high) / 2
-        assert best is not None
-        return best
-
     def pruned(self, ratio: float) -> nn.Module:
         groups = self.found.groups
         budget = sum(self.cost(group.name, full_size(group)) for group in groups) - ratio * self.total
@@ -161,16 +144,25 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, e.g. target.backend")
     args = parser.parse_intermixed_args()
     bench = Bench(args.bench, args.images, args.val, args.of, args.overrides)
-    print(f"| way | {args.of} removed | top-1 | agreement | seconds |\n|---|---|---|---|---|")
-    print(f"| original | 0.0 % | {bench.scores(bench.model)[0]:.2f} | 100.00 | |", flush=True)
+    lines: dict[str, str] = {}
+    models: dict[str, nn.Module] = {}
+    print("| way | asked for | MACs removed | top-1 | agreement |\n|---|---|---|---|---|")
+    print(f"| original | | 0.0 % | {bench.scores(bench.model)[0]:.2f} | 100.00 |", flush=True)
     for name in args.ways.split(","):
-        begin = time.monotonic()
         way = Way(bench, name)
         for ratio in map(float, args.ratios.split(",")):
-            model, removed = way.matched(ratio)
+            model = way.pruned(ratio)
             top1, agreement = bench.scores(model)
-            seconds = time.monotonic() - begin
-            print(f"| {name} | {removed:.1f} % | {top1:.2f} | {agreement:.2f} | {seconds:.0f} |", flush=True)
+            row = f"| {name} | {ratio:.0%} | {bench.macs_removed(model):.1f} % | {top1:.2f} | {agreement:.2f} |"
+            print(row, flush=True)
+            key = f"{name} {ratio}"
+            lines[key] = row
+            if args.of == "latency":
+                models[key] = model
+    if models:
+        print("\n| time removed | way | asked for | MACs removed | top-1 | agreement |\n|---|---|---|---|---|---|")
+        for key, percent in sorted(bench.time_removed(models).items(), key=lambda item: item[1]):
+            print(f"| {percent:.1f} % {lines[key]}")
 
 
 if __name__ == "__main__":

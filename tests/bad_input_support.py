@@ -140,17 +140,21 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def is_refusal(lines: Sequence[str], parts: Sequence[str]) -> None:
-    """One line in the style of the command, with every one of `parts`."""
+def missing(parts: Sequence[str], line: str) -> list[tuple[str, str]]:
+    """What of `parts` is not in `line`, with the line."""
+    return [(part, line) for part in parts if part not in line]
+
+
+def the_refusal(lines: Sequence[str]) -> str:
+    """The one line there is, in the style of the command."""
     assert len(lines) == 1, lines
     assert lines[0].startswith("vitcompress: error: ") and len(lines[0]) < 900, lines
     assert not any(word in lines[0] for word in ("Traceback", "should not happen")), lines
-    missing = [part for part in parts if part not in lines[0]]
-    assert not missing, (missing, lines[0])
+    return lines[0]
 
 
-def refused(place: Path, argv: Sequence[str], parts: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`vitcompress argv` in `place` exits with 2, says why in one line with `parts`, and leaves no trace."""
+def refused(place: Path, argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which `vitcompress argv` in `place` exits with 2, leaving no trace."""
     before = tree(place)
     capsys.readouterr()
     try:
@@ -159,10 +163,11 @@ def refused(place: Path, argv: Sequence[str], parts: Sequence[str], capsys: pyte
         code = left.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, ""), (code, out, err)
-    is_refusal(err.splitlines(), parts)
+    line = the_refusal(err.splitlines())
     after = tree(place)
     # The times of folders change where something was made and removed again.
     assert {name: entry for name, entry in after.items() if (place / name).is_file()} == {
         name: entry for name, entry in before.items() if (place / name).is_file()
     }
     assert after.keys() == before.keys()
+    return line

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_input_support import bomb, make_place, photo, refused
+from bad_input_support import bomb, make_place, missing, photo, refused
 from PIL import Image
 
 from act.cli.main import main
@@ -96,9 +96,9 @@ def test_refused(
     if "unreadable" in word:  # met when the images are first read, in a run that has begun
         assert main(["run", "ok.yaml", "--dir", word, word]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith("vitcompress: error: ") and all(part in last for part in parts), last
+        assert last.startswith("vitcompress: error: ") and not missing(parts, last)
     else:
-        refused(place, ["run", "ok.yaml", word], parts, capsys)
+        assert not missing(parts, refused(place, ["run", "ok.yaml", word], capsys))
 
 
 @pytest.mark.parametrize("case", ONE)

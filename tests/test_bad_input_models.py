@@ -170,14 +170,14 @@ def vit() -> nn.Module:
     return timm.create_model(NAME, num_classes=4, **KWARGS)
 
 
-def refusal(parts: list[str], folder: Path, began: bool | None = False, **arguments: Any) -> None:
-    """AutoCompression refuses in one line with `parts`; without a run folder unless the run `began` (None: it may)."""
+def refusal(folder: Path, began: bool | None = False, **arguments: Any) -> str:
+    """The line with which AutoCompression refuses; without a run folder unless the run `began` (None: it may)."""
     with pytest.raises(InputError) as caught:
         AutoCompression(**{"config": PTQ, "save_dir": folder, **arguments}).compress()
     (problem,) = caught.value.problems
     assert "\n" not in problem and len(problem) < 900
-    assert all(part in problem for part in parts), problem
     assert began is None or folder.exists() is began
+    return problem
 
 
 @pytest.mark.parametrize(("name", "parts"), CHECKPOINTS, ids=[name for name, _ in CHECKPOINTS])
@@ -186,7 +186,8 @@ def test_checkpoints(
 ) -> None:
     monkeypatch.chdir(place)
     for verb in ("run", "plan"):
-        refused(place, [verb, "ok.yaml", f"model.checkpoint={name}"], ["model.checkpoint: ", *parts], capsys)
+        line = refused(place, [verb, "ok.yaml", f"model.checkpoint={name}"], capsys)
+        assert not missing(["model.checkpoint: ", *parts], line)
     assert not (place / "it-ran").exists()
 
 
@@ -198,13 +199,13 @@ def test_half_precision_is_no_mistake(place: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("case", MODELS)
 def test_models(case: str, tmp_path: Path) -> None:
     make, parts = MODELS[case]
-    refusal(parts, tmp_path / "run", model=make(), train_dataloader=[X])
+    assert not missing(parts, refusal(tmp_path / "run", model=make(), train_dataloader=[X]))
 
 
 def test_a_forward_that_depends_on_the_pixels(tmp_path: Path) -> None:
     model = Small(lambda logits: logits * 2 if logits.sum() > 0 else logits)
     parts = ["model: the model cannot be traced to ONNX", "whatever the pixels are"]
-    refusal(parts, tmp_path / "run", began=True, model=model, train_dataloader=[X])
+    assert not missing(parts, refusal(tmp_path / "run", began=True, model=model, train_dataloader=[X]))
 
 
 @pytest.mark.parametrize("answer", [lambda logits: {"logits": logits}, lambda logits: (logits, logits)])
@@ -216,19 +217,19 @@ def test_a_dict_or_tuple_of_logits_is_no_mistake(answer: Callable[[Tensor], Any]
 @pytest.mark.parametrize("case", LOADERS)
 def test_loaders(case: str, tmp_path: Path) -> None:
     make, parts = LOADERS[case]
-    refusal(parts, tmp_path / "run", model=vit(), train_dataloader=make())
+    assert not missing(parts, refusal(tmp_path / "run", model=vit(), train_dataloader=make()))
 
 
 @pytest.mark.parametrize("case", LATER)
 def test_loaders_that_change(case: str, tmp_path: Path) -> None:
     make, parts = LATER[case]
-    refusal(parts, tmp_path / "run", began=None, model=vit(), train_dataloader=make())
+    assert not missing(parts, refusal(tmp_path / "run", began=None, model=vit(), train_dataloader=make()))
 
 
 def test_a_validation_loader_that_changes(tmp_path: Path) -> None:
     parts = ["eval_dataloader: a batch has images of [3, 24, 24]"]
     loaders = {"train_dataloader": [X], "eval_dataloader": [X, torch.randn(8, 3, 24, 24)]}
-    refusal(parts, tmp_path / "run", began=None, model=vit(), **loaders)
+    assert not missing(parts, refusal(tmp_path / "run", began=None, model=vit(), **loaders))
 
 
 def test_one_sample_is_enough(tmp_path: Path) -> None:
@@ -245,20 +246,20 @@ def test_one_sample_is_enough(tmp_path: Path) -> None:
     ],
 )
 def test_metrics(callback: Any, parts: list[str], tmp_path: Path) -> None:
-    refusal(parts, tmp_path / "run", began=True, model=vit(), train_dataloader=[X], eval_callback=callback)
+    assert not missing(parts, refusal(tmp_path / "run", began=True, model=vit(), train_dataloader=[X], eval_callback=callback))
 
 
 def test_a_metric_that_is_no_function(tmp_path: Path) -> None:
-    refusal(["eval_callback: int; pass a function"], tmp_path / "run", model=vit(), eval_callback=5)
+    assert not missing(["eval_callback: int; pass a function"], refusal(tmp_path / "run", model=vit(), eval_callback=5))
 
 
 @pytest.mark.parametrize("config", [5, None, ["QuantPost"], "nowhere.yaml"])
 def test_configs(config: Any, tmp_path: Path) -> None:
     part = "nowhere.yaml: no such recipe file" if isinstance(config, str) else "config: "
-    refusal([part], tmp_path / "run", model=vit(), train_dataloader=[X], config=config)
+    assert not missing([part], refusal(tmp_path / "run", model=vit(), train_dataloader=[X], config=config))
 
 
 def test_a_file_in_place_of_the_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
-    refusal(["cannot be written"], tmp_path / "run", began=True, model=vit(), train_dataloader=[X])
+    assert not missing(["cannot be written"], refusal(tmp_path / "run", began=True, model=vit(), train_dataloader=[X]))
     assert (tmp_path / "run").read_text() == "x"

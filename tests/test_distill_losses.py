@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from act.distill.losses import attention, cosine, hard_cross_entropy, l2, relation, soft_kl
@@ -53,6 +54,17 @@ def test_cosine() -> None:
     expected = 1 - ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).mean()
     assert cosine(student, teacher).item() == pytest.approx(expected, rel=1e-9)
     assert cosine(3 * teacher, teacher).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_gradient_of_cosine_is_that_of_torch() -> None:
+    student, teacher = tensors(2, 5, 8)
+    assert torch.autograd.gradcheck(lambda x: cosine(x, teacher), student)
+    (ours,) = torch.autograd.grad(cosine(student, teacher), student)
+    (theirs,) = torch.autograd.grad((1 - F.cosine_similarity(student, teacher, dim=-1)).mean(), student)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    zero = torch.zeros(2, 5, 8, requires_grad=True)
+    cosine(zero, teacher.float()).backward()
+    assert zero.grad is not None and zero.grad.isfinite().all()
 
 
 def test_relation_ignores_rotation_and_width() -> None:

@@ -57,11 +57,12 @@ def pull(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tupl
     return captured.out, captured.err
 
 
-def refused(capsys: pytest.CaptureFixture[str], message: str, *words: str, code: int = 2) -> None:
+def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
+    """What is said when nothing is pulled."""
     before = list_pulled()
     _, err = pull(capsys, *words, code=code)
-    assert message in err, err
     assert list_pulled() == before
+    return err
 
 
 def test_a_pulled_recipe_is_kept_by_its_hash_with_a_lock(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,8 +101,8 @@ def test_the_pulled_name_runs_and_is_shown_first(web: Site, tmp_path: Path, caps
 
 
 def test_wrong_hash(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, f"its sha256 is {SHA}, not {'0' * 64}", web.put("/fast.yaml", RECIPE), "--sha256", "0" * 64)
-    refused(capsys, "allowed: 64 hexadecimal digits", web.url + "/fast.yaml", "--sha256", "abc")
+    assert f"its sha256 is {SHA}, not {'0' * 64}" in refused(capsys, web.put("/fast.yaml", RECIPE), "--sha256", "0" * 64)
+    assert "allowed: 64 hexadecimal digits" in refused(capsys, web.url + "/fast.yaml", "--sha256", "abc")
 
 
 def test_changed_content_needs_its_hash(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +112,7 @@ def test_changed_content_needs_its_hash(web: Site, capsys: pytest.CaptureFixture
     changed = RECIPE + "# changed\n"
     digest = hashlib.sha256(changed.encode()).hexdigest()
     web.put("/fast.yaml", changed)
-    refused(capsys, f"changed since it was pulled ({SHA[:12]} then, {digest} now)", url)
+    assert f"changed since it was pulled ({SHA[:12]} then, {digest} now)" in refused(capsys, url)
     pull(capsys, url, "--sha256", digest)
     with pytest.raises(InputError, match="several recipes of this name"):
         find_pulled("fast")
@@ -121,29 +122,29 @@ def test_changed_content_needs_its_hash(web: Site, capsys: pytest.CaptureFixture
 def test_redirect_to_elsewhere(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
     with site() as other:
         elsewhere = other.put("/fast.yaml", RECIPE)
-        refused(capsys, f"leads on to {elsewhere}", web.put("/fast.yaml", "", 302, Location=elsewhere))
+        assert f"leads on to {elsewhere}" in refused(capsys, web.put("/fast.yaml", "", 302, Location=elsewhere))
         assert other.asked == []
     for place in ("file:///etc/hostname", "http://localhost:1/fast.yaml", "https://127.0.0.1/fast.yaml"):
-        refused(capsys, place, web.put("/fast.yaml", "", 301, Location=place))
+        assert place in refused(capsys, web.put("/fast.yaml", "", 301, Location=place))
     web.put("/real.yaml", RECIPE)
     pull(capsys, web.put("/fast.yaml", "", 302, Location="/real.yaml"))
-    refused(capsys, "302", web.put("/loop.yaml", "", 302, Location="/loop.yaml"))
+    assert "302" in refused(capsys, web.put("/loop.yaml", "", 302, Location="/loop.yaml"))
 
 
 def test_too_large(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
     large = RECIPE + "#" * MAX_BYTES
-    refused(capsys, "larger than 128 KiB", web.put("/fast.yaml", large))
-    refused(capsys, "larger than 128 KiB", web.put("/fast.yaml", large, Content_Length=""))  # not said beforehand
+    assert "larger than 128 KiB" in refused(capsys, web.put("/fast.yaml", large))
+    assert "larger than 128 KiB" in refused(capsys, web.put("/fast.yaml", large, Content_Length=""))  # not said beforehand
 
 
 def test_an_endless_answer_ends(web: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(fetch, "LONGEST", -1.0)
-    refused(capsys, "still sending after", web.put("/fast.yaml", RECIPE), code=1)
+    assert "still sending after" in refused(capsys, web.put("/fast.yaml", RECIPE), code=1)
 
 
 @pytest.mark.parametrize(("status", "code"), [(404, 2), (403, 2), (500, 1), (503, 1)])
 def test_errors_of_the_server(status: int, code: int, web: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, f"the server answers {status}", web.put("/fast.yaml", "x", status), code=code)
+    assert f"the server answers {status}" in refused(capsys, web.put("/fast.yaml", "x", status), code=code)
 
 
 def test_offline(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,8 +153,8 @@ def test_offline(capsys: pytest.CaptureFixture[str]) -> None:
         pull(capsys, url)
     out, err = pull(capsys, url)  # the server is gone
     assert "offline: " in err and "using the copy of" in err and SHA in out
-    refused(capsys, "cannot be reached", url.replace("fast", "other"), code=1)
-    refused(capsys, "cannot be reached", url, "--sha256", "0" * 64, code=1)
+    assert "cannot be reached" in refused(capsys, url.replace("fast", "other"), code=1)
+    assert "cannot be reached" in refused(capsys, url, "--sha256", "0" * 64, code=1)
 
 
 def test_pinned_by_hash_it_is_not_fetched_again(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,8 +184,8 @@ def test_from_a_file_and_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert list_pulled()[0].lock.source == str(file)
     pull(capsys, str(tmp_path / "shared"))
     (tmp_path / "shared" / "other.yaml").write_text(RECIPE)
-    refused(capsys, "holds not one recipe but 2 (fast.yaml, other.yaml)", str(tmp_path / "shared"))
-    refused(capsys, "no such file", str(tmp_path / "none.yaml"))
+    assert "holds not one recipe but 2 (fast.yaml, other.yaml)" in refused(capsys, str(tmp_path / "shared"))
+    assert "no such file" in refused(capsys, str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_what_a_strangers_recipe_may_not_say(
     line: str, message: str, web: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = "model: {name: vit_tiny_patch16_224, pretrained: true}\n" + line
-    refused(capsys, message, web.put("/fast.yaml", body))
+    assert message in refused(capsys, web.put("/fast.yaml", body))
 
 
 @pytest.mark.parametrize(
@@ -254,13 +255,13 @@ def test_the_hub_pins_a_branch_to_its_commit(hub: Site, capsys: pytest.CaptureFi
 
 
 def test_what_is_wrong_on_the_hub(hub: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, "the Hub answers 404", f"hf://{REPO}/fast.yaml")
+    assert "the Hub answers 404" in refused(capsys, f"hf://{REPO}/fast.yaml")
     put_on_hub(hub, REPO, "fast.yaml", RECIPE, COMMIT, "main", size=10**9)
-    refused(capsys, "larger than 128 KiB", f"hf://{REPO}/fast.yaml@main")
+    assert "larger than 128 KiB" in refused(capsys, f"hf://{REPO}/fast.yaml@main")
     hub.put(f"/api/models/{REPO}/paths-info/{COMMIT}", "[]", Content_Type="application/json")
-    refused(capsys, "no such file in commit", f"hf://{REPO}/fast.yaml@main")
+    assert "no such file in commit" in refused(capsys, f"hf://{REPO}/fast.yaml@main")
     hub.put(f"/api/models/{REPO}/revision/main", "x", 401)
-    refused(capsys, "check owner, repository and revision", f"hf://{REPO}/fast.yaml@main")
+    assert "check owner, repository and revision" in refused(capsys, f"hf://{REPO}/fast.yaml@main")
 
 
 def test_offline_hub(hub: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,9 +272,9 @@ def test_offline_hub(hub: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     _, err = pull(capsys, f"hf://{REPO}/fast.yaml")
     assert "offline: " in err and "using the copy" in err
-    refused(capsys, "the Hub cannot be reached", f"hf://{REPO}/other.yaml", code=1)
+    assert "the Hub cannot be reached" in refused(capsys, f"hf://{REPO}/other.yaml", code=1)
 
 
 def test_without_the_hubs_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused(capsys, "pip install 'vitcompress[hub]'", f"hf://{REPO}/fast.yaml")
+    assert "pip install 'vitcompress[hub]'" in refused(capsys, f"hf://{REPO}/fast.yaml")

@@ -132,6 +132,43 @@ def test_resume_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path: Path
     assert same(whole, resumed)
 
 
+def test_attention_is_written_out_in_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on a CPU, for the student and what its objective runs; evaluations stay as they are."""
+    teacher, calls = make_model(), []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def counting(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return fused(*args, **kwargs)
+
+    class Beside(TaskLoss):
+        def losses(self, images: Tensor, labels: Tensor | None, output: Tensor) -> dict[str, Tensor]:
+            teacher(images)
+            return super().losses(images, labels, output)
+
+        def models(self) -> list[nn.Module]:
+            return [teacher]
+
+    def evaluate(model: nn.Module) -> float:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32))
+        return 0.0
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    weights = {}
+    for amp in ("bf16", "no"):
+        calls.clear()
+        model = make_model()
+        cfg = TrainConfig(train_iter=2, eval_iter=2, amp=amp)
+        recover(model, None, [Beside()], cfg, make_context(), tmp_path / amp, evaluate)
+        in_steps = calls.count(True)
+        assert calls.count(False) == 2  # one evaluation of two blocks
+        assert in_steps == (0 if amp == "bf16" else 2 * (2 + 2))
+        weights[amp] = model.head.weight
+        assert all(block.attn.fused_attn for net in (model, teacher) for block in net.blocks)
+    torch.testing.assert_close(weights["bf16"], weights["no"], rtol=0, atol=1e-3)
+
+
 def test_resume_skips_consumed_images_without_reading_them(tmp_path: Path) -> None:
     whole = make_dataset()
     train(tmp_path / "whole", make_context(whole), train_iter=5)

@@ -100,6 +100,10 @@ class DistillObjective(Objective):
         every = [matched for teacher in self.teachers for matched in teacher.matched if matched is not None]
         return [parameter for matched in every for parameter in matched.parameters()]
 
+    def models(self) -> list[nn.Module]:
+        """The teachers."""
+        return [teacher.model for teacher in self.teachers]
+
     def feature_weights(self) -> dict[str, float]:
         """The weight of each compared node's term, mean over the teachers."""
         found: dict[str, float] = {}

@@ -142,6 +142,10 @@ class Objective(ABC):
         """Parameters of the objective's own (projections), trained along with the student's."""
         return []
 
+    def models(self) -> list[nn.Module]:
+        """The models that `losses` runs beside the student."""
+        return []
+
     def close(self) -> None:
         """Remove hooks."""
 

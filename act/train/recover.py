@@ -21,6 +21,7 @@ from act.errors import InputError
 from act.recipe.schema import TrainConfig
 from act.run.stop import StopAfterStep, Stopped
 from act.strategies.base import Objective, Strategy
+from act.train.attention import fused_modules, written_out
 from act.train.check import train_problems
 from act.train.guard import check_finite, training_fault
 from act.train.launch import any_process, close_trackers, from_main, make_accelerator, mean_over_processes
@@ -66,6 +67,7 @@ class _Training:
     evaluate: Evaluate | None
     accelerator: Accelerator
     terms: nn.Module  # LossTerms, wrapped when there are several processes
+    written_out: list[nn.Module]  # attention modules, see act.train.attention
     ema: ModelEmaV3 | None
     state: TrainState
     steps: int
@@ -151,6 +153,8 @@ def _start(
     ema = None
     if cfg.ema_decay is not None:
         ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, exclude_buffers=True)
+    besides = [other for objective in objectives for other in objective.models()]
+    plain = accelerator.device.type == "cpu" and cfg.amp == "bf16"
     parts = {"model": model, "extra": terms.extra} | ({"ema": ema.module} if ema is not None else {})
     state = TrainState(parts, optimizer, key=_key(cfg, ctx, steps, strategy))
     training = _Training(
@@ -162,6 +166,7 @@ def _start(
         evaluate=evaluate,
         accelerator=accelerator,
         terms=terms,
+        written_out=fused_modules([model, *besides]) if plain else [],
         ema=ema,
         state=state,
         steps=steps,
@@ -231,7 +236,8 @@ def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, f
         images += len(batch.images) * accelerator.num_processes
         # Gradients are averaged over the processes once per step, with the last of its batches.
         with accelerator.no_sync(training.terms) if index + 1 < count else nullcontext():
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=training.cfg.amp == "bf16"):
+            half = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=training.cfg.amp == "bf16")
+            with half, written_out(training.written_out):
                 terms = training.terms(batch.images, batch.labels)
             names = list(terms)
             values = torch.stack([term.float() for term in terms.values()]) / count
