@@ -16,6 +16,7 @@ from act.estimate import Memory, estimate_memory, run_once
 from act.recipe.load import stage_train_config, training_stages
 from act.recipe.references import model_configs
 from act.recipe.schema import Recipe, TrainConfig
+from act.selection import unmatched_globs
 from act.strategies.base import LayerPlan, Phase, Strategy, load_strategies
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def make_plan(recipe: Recipe, model: nn.Module) -> Plan:
                 if objective is not stage.strategy:
                     objective.select(model, ctx)
             layers = stage.strategy.select(model, ctx)
+            problems += unmatched_globs(stage.strategy.name, stage.strategy.config, layers)
             steps, length = _steps(recipe, stage, data)
             memory = estimate_memory(
                 model, preprocess.input_size, stage.train, recipe.data.batch_size, stage.objectives

@@ -6,6 +6,7 @@ ignore whatever the layer's forward does, so such a layer is left, with that rea
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from act.layers import compressible
 from act.strategies.base import LayerLeft, LayerPlan
+
+GLOB_FIELDS = ("include", "exclude", "wide_inputs")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,22 @@ def select_layers(
         if isinstance(module, nn.Linear | nn.Conv2d) and name not in calls:
             plan.left.append(LayerLeft(name, "its forward is not called (unused, or its weight is read from outside)"))
     return plan
+
+
+def unmatched_globs(section: str, config: object, plan: LayerPlan) -> list[str]:
+    """A problem for each glob of a strategy's `config` that matches nothing the strategy could have touched."""
+    names = [*plan.done, *(layer.name.partition(" ")[0] for layer in plan.left)]
+    problems = []
+    for field in GLOB_FIELDS:
+        for glob in getattr(config, field, ()):
+            if not names or any(fnmatch.fnmatchcase(name, glob) for name in names):
+                continue
+            near = difflib.get_close_matches(glob, names, n=3, cutoff=0.5) or names[:3]
+            problems.append(
+                f"{section}.{field}: {glob!r} matches nothing that {section} could change; such are {', '.join(near)} "
+                "(`vitcompress plan` lists all)"
+            )
+    return problems
 
 
 def _reason(module: nn.Module, name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:

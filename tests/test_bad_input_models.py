@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from bad_input_support import KWARGS, NAME, make_place, refused, state
+from bad_input_support import KWARGS, NAME, make_place, missing, refused, state
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -246,7 +246,8 @@ def test_one_sample_is_enough(tmp_path: Path) -> None:
     ],
 )
 def test_metrics(callback: Any, parts: list[str], tmp_path: Path) -> None:
-    assert not missing(parts, refusal(tmp_path / "run", began=True, model=vit(), train_dataloader=[X], eval_callback=callback))
+    line = refusal(tmp_path / "run", began=True, model=vit(), train_dataloader=[X], eval_callback=callback)
+    assert not missing(parts, line)
 
 
 def test_a_metric_that_is_no_function(tmp_path: Path) -> None:

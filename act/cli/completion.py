@@ -29,7 +29,7 @@ def command(args: argparse.Namespace) -> int:
 
     parser = build_parser()
     _name_files(parser)
-    print(shtab.complete(parser, shell=args.shell))
+    print(shtab.complete(parser, args.shell))
     return 0
 
 

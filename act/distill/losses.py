@@ -43,7 +43,8 @@ def l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine similarity of corresponding tokens, averaged; [..., C] each. Blind to the length of a token."""
-    return (1 - _Cosine.apply(student, teacher.detach())).mean()
+    similarity: Tensor = _Cosine.apply(student, teacher.detach())
+    return (1 - similarity).mean()
 
 
 class _Cosine(torch.autograd.Function):
@@ -56,7 +57,7 @@ class _Cosine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         own, other = (torch.linalg.vector_norm(x, dim=-1).clamp_min(_TINY**0.5) for x in (student, teacher))
-        cos = torch.linalg.vecdot(student, teacher) / (own * other)
+        cos: Tensor = torch.linalg.vecdot(student, teacher) / (own * other)
         ctx.save_for_backward(student, teacher, own, other, cos)
         return cos
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from act.errors import ExportError
 from act.layers import CompressedConv2d, CompressedLayer, CompressedLinear, compress_layer, compressed_layers
-from act.quant.fake_quant import FakeQuantize
+from act.quant.fake_quant import HIGH, WIDE_BITS, FakeQuantize
 
 
 def _quantize(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
@@ -81,6 +81,27 @@ class QuantizeDequantize(_Grid):
         return _dequantize(_quantize(x, self.scale, self.zero_point, 0), self.scale, self.zero_point, 0)
 
 
+class WideQuantizeDequantize(_Grid):
+    """A fake quantiser of 16 bits as two int8 ones: x on the grid of 256 scales, and what that leaves on the fine one.
+
+    Products run on 8 bits in every runtime, and W x is W high + W low.
+    """
+
+    high_scale: Tensor
+
+    def __init__(self, quantizer: FakeQuantize, name: str) -> None:
+        super().__init__(quantizer, name)
+        self.register_buffer("high_scale", self.scale * HIGH)
+        self.register_buffer("zero_point", torch.zeros(self.scale.shape, dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        high = self._round(x, self.high_scale)
+        return high, self._round(x - high, self.scale)
+
+    def _round(self, x: Tensor, scale: Tensor) -> Tensor:
+        return _dequantize(_quantize(x, scale, self.zero_point, 0), scale, self.zero_point, 0)
+
+
 class _Form(nn.Module):
     """Weight and input of an exported layer. `axis` is the output-channel axis of the stored weight."""
 
@@ -90,7 +111,7 @@ class _Form(nn.Module):
     input_factor: Tensor | None
     input_shift: Tensor | None
     weight_quantizer: _Grid | None
-    input_quantizer: QuantizeDequantize | None
+    input_quantizer: QuantizeDequantize | WideQuantizeDequantize | None
 
     def __init__(self, layer: CompressedLayer, name: str, calls: set[str], axis: int) -> None:
         super().__init__()
@@ -116,7 +137,8 @@ class _Form(nn.Module):
         self.register_buffer("input_factor", layer.input_factor)
         self.register_buffer("input_shift", layer.input_shift)
         if layer.input_quantizer is not None and layer.input_quantizer.enabled:
-            self.input_quantizer = QuantizeDequantize(layer.input_quantizer, f"{name}.input_quantizer")
+            kind = WideQuantizeDequantize if layer.input_quantizer.bits == WIDE_BITS else QuantizeDequantize
+            self.input_quantizer = kind(layer.input_quantizer, f"{name}.input_quantizer")
 
     @property
     def weight(self) -> Tensor:
@@ -135,12 +157,15 @@ class _Form(nn.Module):
             return _dequantize_groups(self.weight_int4, grid.scale, len(self.weight_int4) // grid.groups)
         return _dequantize(self.weight_int8, grid.scale, grid.zero_point, self.axis)
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The (dequantised) input and weight that the float operator multiplies."""
+    def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the weight is multiplied with: the (dequantised) input, of 16 bits its high and its low part."""
         self.calls.add(self.name)
         x = x if self.input_factor is None else x * self.input_factor
         x = x if self.input_shift is None else x - self.input_shift
-        return x if self.input_quantizer is None else self.input_quantizer(x), self._weight()
+        if self.input_quantizer is None:
+            return (x,)
+        quantized = self.input_quantizer(x)
+        return quantized if isinstance(quantized, tuple) else (quantized,)
 
 
 class ExportedLinear(_Form):
@@ -159,9 +184,14 @@ class ExportedLinear(_Form):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.dim() == 2 and self.input_quantizer is not None
-        y = torch.matmul(*self._operands(x.unsqueeze(0) if flat else x))
-        y = y.squeeze(0) if flat else y
-        return y if self.bias is None else y + self.bias
+        first, *rest = self._inputs(x.unsqueeze(0) if flat else x)
+        weight = self._weight()
+        y = torch.matmul(first, weight)
+        # The bias follows the first product, where runtimes put it into the integer operator.
+        y = y if self.bias is None else y + self.bias
+        for part in rest:
+            y = y + torch.matmul(part, weight)
+        return y.squeeze(0) if flat else y
 
 
 class ExportedConv2d(_Form):
@@ -175,8 +205,15 @@ class ExportedConv2d(_Form):
         self.dilation, self.groups = layer.dilation, layer.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = self._operands(x)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        first, *rest = self._inputs(x)
+        weight = self._weight()
+        y = self._convolve(first, weight, self.bias)
+        for part in rest:
+            y = y + self._convolve(part, weight, None)
+        return y
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 @dataclass(frozen=True)

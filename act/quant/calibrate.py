@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from act.layers import CompressedLayer, CompressedLinear, compressed_layers
 from act.quant.config import QuantConfig
-from act.quant.fake_quant import FakeQuantize
+from act.quant.fake_quant import WIDE_BITS, FakeQuantize
 from act.quant.observer import CALIBRATIONS, AbsHistogram, percentile
 from act.quant.rows import InputRows, collect_rows, weighted_mean
 
@@ -68,7 +68,9 @@ def calibrate(
     shifts: dict[str, float] = {}
     for name, quantizer in activations.items():
         layer_name, seen = name.removesuffix(".input_quantizer"), histograms[name]
-        if config.calibration == "output" and layer_name in sampled:
+        if quantizer.bits == WIDE_BITS:
+            clip = histograms[name].largest  # steps are so small that there is nothing to weigh against clipping
+        elif config.calibration == "output" and layer_name in sampled:
             centre = config.shift and shift is not None
             clip, value = _output_clip(linears[layer_name], sampled[layer_name], seen, centre)
             if value:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
+from act.quant.fake_quant import WIDE_BITS
 from act.quant.observer import CALIBRATIONS
 
 OP_TYPES = ("conv2d", "linear", "matmul")
@@ -17,7 +19,9 @@ class QuantConfig:
     """Symmetric integers: one scale per output channel of a weight, one per activation tensor."""
 
     weight_bits: int = 8  # 2 to 8; below 8 the file keeps int8 codes
-    activation_bits: int = 8  # 2 to 8; 0: inputs stay in floating point (weight-only)
+    # 2 to 8; 0: inputs stay in floating point (weight-only); 16: executed as two int8 products
+    activation_bits: int = 8
+    wide_inputs: list[str] = field(default_factory=list)  # globs of layers whose inputs take 16 bits whatever the rest
     # Values along K that share a scale in linear layers, of 4 bits at most; null: a whole output channel. Stored as
     # packed INT4 (opset 21). Where it does not divide a layer's K, that layer has one scale per channel.
     weight_group_size: int | None = None
@@ -40,11 +44,15 @@ class QuantConfig:
         found = []
         if not 2 <= self.weight_bits <= 8:
             found.append(f"weight_bits: {self.weight_bits}; allowed: 2 to 8")
-        if self.activation_bits and not 2 <= self.activation_bits <= 8:
-            found.append(f"activation_bits: {self.activation_bits}; allowed: 2 to 8, or 0 for floating point")
+        if self.activation_bits not in (0, *range(2, 9), WIDE_BITS):
+            allowed = f"2 to 8, {WIDE_BITS}, or 0 for floating point"
+            found.append(f"activation_bits: {self.activation_bits}; allowed: {allowed}")
         found += self._group_problems()
-        if not self.activation_bits and "matmul" in self.quantize_op_types:
-            found.append("quantize_op_types: matmul quantises activations, and activation_bits is 0; leave it out")
+        if self.activation_bits in (0, WIDE_BITS) and "matmul" in self.quantize_op_types:
+            found.append(
+                f"quantize_op_types: matmul multiplies two activations of 8 bits or less, and activation_bits is "
+                f"{self.activation_bits}; leave it out"
+            )
         for op in self.quantize_op_types:
             if op not in OP_TYPES:
                 found.append(f"quantize_op_types: {op!r} is unknown; allowed: {', '.join(OP_TYPES)}")
@@ -59,6 +67,12 @@ class QuantConfig:
         if self.images is not None and self.images < 1:
             found.append(f"images: {self.images}; allowed: 1 or more")
         return found
+
+    def input_bits(self, name: str, in_float: bool) -> int:
+        """The bits of a layer's input; `in_float`: it would stay in floating point (0) by itself."""
+        if any(fnmatchcase(name, glob) for glob in self.wide_inputs):
+            return WIDE_BITS
+        return 0 if in_float else self.activation_bits
 
     def _group_problems(self) -> list[str]:
         size = self.weight_group_size

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from act.quant.pieces import quantize_pieces
 
 LEARN = ("fixed", "pact", "lsq")
+WIDE_BITS = 16  # executed as two int8 products: codes are 256 * high + low, both int8
+HIGH = 256
 _SMALLEST_SCALE = 1e-8
 
 
@@ -77,7 +79,7 @@ class _RoundClamp(torch.autograd.Function):
 
 
 class FakeQuantize(nn.Module):
-    """Simulates an integer tensor of `bits` bits (2 to 8).
+    """Simulates an integer tensor of `bits` bits (2 to 8, or 16 for activations).
 
     `channels`: None for one scale (activations), else the length of axis 0, one scale each (weights, whose range is
     -qmax..qmax); `groups` of equal size along the other axes have scales of their own. `signed=False` promises a
@@ -92,9 +94,11 @@ class FakeQuantize(nn.Module):
         super().__init__()
         if learn not in LEARN:
             raise ValueError(f"learn={learn!r}; allowed: {', '.join(LEARN)}")
-        if not 2 <= bits <= 8:
-            raise ValueError(f"bits={bits}; allowed: 2 to 8")
-        self.bits, self.channels, self.signed, self.learn = bits, channels, signed, learn
+        wide = bits == WIDE_BITS and channels is None
+        if not 2 <= bits <= 8 and not wide:
+            raise ValueError(f"bits={bits}; allowed: 2 to 8, for activations also {WIDE_BITS}")
+        # Half of 16 bits is more than enough for an input without negative values.
+        self.bits, self.channels, self.signed, self.learn = bits, channels, signed or wide, learn
         self.groups = groups
         shape = () if channels is None else (channels,) if groups == 1 else (channels, groups)
         start = torch.ones(shape)
@@ -108,6 +112,8 @@ class FakeQuantize(nn.Module):
     @property
     def qmax(self) -> int:
         """Largest integer code."""
+        if self.bits == WIDE_BITS:
+            return HIGH * 127 + 127
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
@@ -115,6 +121,8 @@ class FakeQuantize(nn.Module):
         """Smallest integer code; weights use the narrow range so that no code lacks its negative."""
         if not self.signed:
             return 0
+        if self.bits == WIDE_BITS:
+            return -(HIGH * 128 + 128)
         return -self.qmax if self.channels is not None else -self.qmax - 1
 
     def set_range(self, largest: Tensor) -> None:
@@ -133,6 +141,8 @@ class FakeQuantize(nn.Module):
     @property
     def code_type(self) -> torch.dtype:
         """The integers that hold the codes."""
+        if self.bits == WIDE_BITS:
+            return torch.int32
         return torch.int8 if self.qmax <= 127 else torch.uint8
 
     def rows(self, x: Tensor) -> Tensor:

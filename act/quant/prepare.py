@@ -66,11 +66,10 @@ def add_quantizers(model: nn.Module, config: QuantConfig, ctx: Context, learn: s
     if config.equalize:
         linears = [name for name in layers if isinstance(model.get_submodule(name), nn.Linear)]
         outliers = _equalize(model, linears, config, ctx)
-    bits: dict[str, Any] = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits}
-    bits["learn"] = learn
+    bits: dict[str, Any] = {"weight_bits": config.weight_bits, "learn": learn}
     if layers:
         weight_only = {*outliers} if config.first_and_last else {*outliers, *plan.edge}
-        specs = {name: bits | ({"activation_bits": 0} if name in weight_only else {}) for name in layers}
+        specs = {name: bits | {"activation_bits": config.input_bits(name, name in weight_only)} for name in layers}
         _group(model, specs, config.weight_group_size, ctx)
         ctx.edit(model, {"op": "quantize", "layers": specs})
     if len(layers) < len(names):

@@ -35,6 +35,7 @@ from act.run.ranks import is_main, main_first, state, wait
 from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
 from act.run.stages import Session, run_stages
+from act.selection import unmatched_globs
 from act.strategies.base import Phase
 
 if TYPE_CHECKING:
@@ -276,6 +277,7 @@ def check_layers(stages: list[Stage], original: nn.Module, ctx: Context) -> None
         except InputError as error:
             problems += error.problems
             continue
+        problems += unmatched_globs(stage.strategy.name, stage.strategy.config, layers)
         if not layers.done and stage.strategy.phase is not Phase.OBJECTIVE:
             reasons = list(dict.fromkeys(layer.reason for layer in layers.left))
             problems.append(

@@ -192,7 +192,7 @@ def stand_in_quantizers(model: nn.Module, config: QuantConfig, ctx: Context) -> 
     specs: dict[str, dict[str, Any]] = {
         name: {
             "weight_bits": config.weight_bits,
-            "activation_bits": 0 if name in edge else config.activation_bits,
+            "activation_bits": config.input_bits(name, name in edge),
         }
         for name in plan.done
         if name not in attentions

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from act.export.onnx_graph import Array
-from act.quant.fake_quant import weight_quantizer
+from act.quant.fake_quant import HIGH, WIDE_BITS, weight_quantizer
 from act.sparsity.masks import nm_violations, parse_pattern
 from act.verify.onnx_file import OnnxFile, same_values
 from act.verify.rules import Broken
@@ -23,11 +23,13 @@ _ACTIVATION_SCALE = re.compile(r"(input_quantizer|matmul_quantizers\.\d+)\.scale
 
 @dataclass
 class Expected:
-    """What `arch.json` says was done: N:M patterns, weight bits and sizes of weight groups (0: none) by layer."""
+    """What `arch.json` says was done: N:M patterns, weight bits and sizes of weight groups (0: none) by layer, and the
+    layers whose inputs have 16 bits."""
 
     masks: dict[str, str] = field(default_factory=dict)
     weight_bits: dict[str, int] = field(default_factory=dict)
     group_sizes: dict[str, int] = field(default_factory=dict)
+    wide: set[str] = field(default_factory=set)
 
     def codes(self, layer: str) -> str:
         """The name of a quantised layer's codes in the file."""
@@ -44,6 +46,8 @@ class Expected:
                 found.weight_bits |= {name: int(spec["weight_bits"]) for name, spec in edit["layers"].items()}
                 sizes = {name: int(spec.get("weight_group_size") or 0) for name, spec in edit["layers"].items()}
                 found.group_sizes |= sizes
+                wide = {name for name, spec in edit["layers"].items() if int(spec["activation_bits"]) == WIDE_BITS}
+                found.wide = (found.wide - edit["layers"].keys()) | wide
         return found
 
 
@@ -95,7 +99,7 @@ def inputs_match(file: OnnxFile, tensors: Mapping[str, Tensor], expected: Expect
         layers.setdefault(stored, []).append(name)
     count = 0
     for stored, names in layers.items():
-        wanted = {_input_scale(tensors, name) for name in names}
+        wanted = {scale for name in names for scale in _input_scales(tensors, name, name in expected.wide)}
         products = [user for dq in file.consumers.get(stored, []) for user in file.consumers.get(dq.output[0], [])]
         found = {_scale_before(file, node) for node in products}
         if found != wanted:
@@ -154,9 +158,11 @@ def _scale_before(file: OnnxFile, product: onnx.NodeProto) -> float | None:
     return float(file.constant(node.input[1]))
 
 
-def _input_scale(tensors: Mapping[str, Tensor], layer: str) -> float | None:
+def _input_scales(tensors: Mapping[str, Tensor], layer: str, wide: bool) -> list[float | None]:
     scale = tensors.get(f"{layer}.input_quantizer.scale")
-    return None if scale is None else float(scale)
+    if scale is None:
+        return [None]
+    return [float(scale), HIGH * float(scale)] if wide else [float(scale)]
 
 
 def _show(scales: set[float | None]) -> str:
