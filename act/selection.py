@@ -104,6 +104,11 @@ def unmatched_globs(section: str, config: object, plan: LayerPlan) -> list[str]:
 def _reason(module: nn.Module, name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
     if not compressible(module):
         return f"{type(module).__name__} computes its weight in its own way"
+    return glob_reason(name, include, exclude)
+
+
+def glob_reason(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    """Why the globs do not let a name through; None if they do."""
     if not any(fnmatch.fnmatchcase(name, glob) for glob in include):
         return "not matched by include"
     hit = next((glob for glob in exclude if fnmatch.fnmatchcase(name, glob)), None)

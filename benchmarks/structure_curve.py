@@ -7,7 +7,8 @@ A way is `criterion/allocation` of TransformerPrune, with `/plain` behind it for
 saliencies and losses of a way are measured once and used for every ratio. Agreement is with the original's
 predictions, on validation images; nothing is chosen by them. With `--of latency` the ratios are shares of the time of
 the int8 model in target.backend at target.batch, as the measured table predicts them; a way with `/macs` behind it
-counts MACs instead. All models are then timed in turns, at the end. Prints a table row for each way and ratio.
+counts MACs instead. The way `depth` removes that share of the blocks. All models are then timed in turns, at the end.
+Prints a table row for each way and ratio.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from act.data.preprocess import resolve_preprocess
 from act.models import load_model, logits
 from act.recipe.load import load_recipe
 from act.sparsity.walk import refit_layers
+from act.strategies.depth_prune import DepthPrune, DepthPruneConfig
 from act.strategies.transformer_prune import TransformerPruneConfig
 from act.structure.allocate import allocate
 from act.structure.cost import full_size, mac_rates
@@ -95,6 +97,18 @@ class Bench:
         return 100 * top1, 100 * same
 
 
+class Depth:
+    """Whole blocks, as DepthPrune chooses and removes them; a ratio is a share of the blocks."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def pruned(self, ratio: float) -> nn.Module:
+        model = copy.deepcopy(self.bench.model)
+        DepthPrune(DepthPruneConfig(blocks=ratio)).prepare(model, replace(self.bench.ctx, edits=[]))
+        return model
+
+
 class Way:
     """One way to choose: its statistics and losses, measured once."""
 
@@ -149,7 +163,7 @@ def main() -> None:
     print("| way | asked for | MACs removed | top-1 | agreement |\n|---|---|---|---|---|")
     print(f"| original | | 0.0 % | {bench.scores(bench.model)[0]:.2f} | 100.00 |", flush=True)
     for name in args.ways.split(","):
-        way = Way(bench, name)
+        way = Depth(bench) if name == "depth" else Way(bench, name)
         for ratio in map(float, args.ratios.split(",")):
             model = way.pruned(ratio)
             top1, agreement = bench.scores(model)

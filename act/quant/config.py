@@ -80,6 +80,8 @@ class QuantConfig:
             return []
         if size not in GROUP_SIZES:
             return [f"weight_group_size: {size}; allowed: {', '.join(map(str, GROUP_SIZES))}, or null"]
+        if self.wide_inputs or self.activation_bits == WIDE_BITS:
+            return [f"weight_group_size: {size} with 16-bit inputs; those need one scale per output channel"]
         if self.weight_bits > 4:
             return [f"weight_group_size: {size} with weight_bits: {self.weight_bits}; allowed: 4 bits or less"]
         return []

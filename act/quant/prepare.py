@@ -14,7 +14,7 @@ from act.quant.config import QuantConfig, op_type
 from act.quant.equalize import equalize
 from act.quant.matmul import attention_modules
 from act.quant.rows import Grid
-from act.selection import select_layers
+from act.selection import glob_reason, select_layers
 from act.strategies.base import Invariant, LayerLeft, LayerPlan
 
 if TYPE_CHECKING:
@@ -38,10 +38,14 @@ def quant_plan(model: nn.Module, config: QuantConfig, ctx: Context) -> LayerPlan
             plan.left.append(LayerLeft(name, f"{kind} is not in quantize_op_types"))
     plan.done = done
     attentions = attention_modules(model)
-    if "matmul" in config.quantize_op_types:
-        plan.done += attentions
-    else:
-        plan.left += [LayerLeft(name, "attention products: matmul is not in quantize_op_types") for name in attentions]
+    for name in attentions:
+        reason: str | None = "matmul is not in quantize_op_types"
+        if "matmul" in config.quantize_op_types:
+            reason = glob_reason(name, config.include, config.exclude)
+        if reason is None:
+            plan.done.append(name)
+        else:
+            plan.left.append(LayerLeft(name, f"attention products: {reason}"))
     return plan
 
 

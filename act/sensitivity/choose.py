@@ -27,6 +27,7 @@ def choose_treatments(ctx: Context, families: Sequence[str], images: int, share:
         quant,
         weight_bits=4,
         activation_bits=0,
+        wide_inputs=[],
         weight_group_size=quant.weight_group_size or _GROUP,
         quantize_op_types=[op for op in quant.quantize_op_types if op != "matmul"] or ["linear"],
     )

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from act.calibration import CalibrationImages
+from act.layers import compressible
+from act.quant.config import QuantConfig
+from act.quant.fake_quant import WIDE_BITS
 from act.sensitivity.choose import choose_treatments
 from act.sensitivity.measure import Step, measure_sensitivity
 
@@ -40,3 +43,22 @@ def excluding_worst(config: Any, model: nn.Module, ctx: Context, family: str, sh
     if not worst:
         return None
     return replace(config, exclude=[*config.exclude, *worst]), f"without {', '.join(worst)}, which cost most"
+
+
+def returning_precision(config: QuantConfig, model: nn.Module, ctx: Context, share: float) -> tuple[Any, str] | None:
+    """`config` of a quantisation with more precision for the worst layers, and how, in words; None if there are none.
+
+    Their inputs get 16 bits, which stay integer products; where those would not help or not run, the layers are left
+    out, as the products of an attention always are.
+    """
+    worst = worst_layers(model, ctx, "quantization", share, [*config.exclude, *config.wide_inputs])
+    if not worst:
+        return None
+    wide: list[str] = []
+    tensorrt = "tensorrt" in ctx.recipe.export.formats
+    if config.activation_bits not in (0, WIDE_BITS) and config.weight_bits == 8 and not tensorrt:
+        wide = [name for name in worst if compressible(model.get_submodule(name))]
+    out = [name for name in worst if name not in wide]
+    done = [f"16-bit inputs for {', '.join(wide)}"] * bool(wide) + [f"without {', '.join(out)}"] * bool(out)
+    milder = replace(config, wide_inputs=[*config.wide_inputs, *wide], exclude=[*config.exclude, *out])
+    return milder, f"{' and '.join(done)}, which cost most"

@@ -15,7 +15,7 @@ from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 if TYPE_CHECKING:
     from act.context import Context
 
-MILDER_SHARE = 0.1  # of the layers, left out when too much accuracy was lost
+MILDER_SHARE = 0.1  # of the layers, given more precision when too much accuracy was lost
 
 
 @dataclass
@@ -66,9 +66,9 @@ class QuantAware(Strategy):
         return {}
 
     def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
-        from act.sensitivity.worst import excluding_worst
+        from act.sensitivity.worst import returning_precision
 
-        return excluding_worst(self.config, model, ctx, "quantization", MILDER_SHARE)
+        return returning_precision(self.config, model, ctx, MILDER_SHARE)
 
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         return partly_quantized(model, self.config, ctx)
