@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from act.data.decode import decode
-from act.data.preprocess import eval_transform, resolve_preprocess, shift_pixels, train_transform
+from act.data.preprocess import crop_pixels, eval_transform, resolve_preprocess, shift_pixels, train_transform
 from act.errors import InputError
 from act.recipe.schema import AugmentConfig, DataConfig
 
@@ -145,8 +145,26 @@ def test_train_transform_flips_and_shifts_within_bounds() -> None:
     assert torch.equal(unchanged(image, np.random.default_rng(0)), plain)
 
 
+def test_crops_are_parts_of_the_image() -> None:
+    """A ramp along each side shows which part was taken: its ends are inside, its area and sides within the bounds."""
+    side = 64
+    ramp = torch.linspace(0, 1, side)
+    pixels = torch.stack([ramp[:, None].expand(side, side), ramp[None, :].expand(side, side)])
+    areas = []
+    for draw in range(200):
+        crop = crop_pixels(pixels, 0.4, np.random.default_rng(draw))
+        assert crop.shape == pixels.shape and crop.min() >= 0 and crop.max() <= 1
+        height, width = (float(part.max() - part.min()) for part in crop)
+        areas.append(height * width)
+        assert 0.65 < height / width < 1.55
+    assert 0.33 < min(areas) < 0.45 and max(areas) > 0.9
+    assert np.mean(areas) == pytest.approx(0.7, abs=0.06)
+    again = [crop_pixels(pixels, 0.4, np.random.default_rng(3)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
 def test_bad_augmentation_is_refused() -> None:
     p = resolve_preprocess(None, DataConfig(input_size=[3, 32, 32]))
     with pytest.raises(InputError) as caught:
-        train_transform(p, AugmentConfig(hflip=1.2, shift=32))
-    assert len(caught.value.problems) == 2
+        train_transform(p, AugmentConfig(hflip=1.2, shift=32, scale=0.0))
+    assert len(caught.value.problems) == 3

@@ -109,6 +109,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "odd input size": ("data: {input_size: [224, 224]}\n", ["[channels, height, width]"]),
     "zero std": ("data: {std: [0]}\n", ["data.std", "above 0"]),
     "unknown interpolation": ("data: {interpolation: cubic}\n", ["did you mean bicubic?"]),
+    "crop of nothing": ("data: {augment: {scale: 0}}\n", ["data.augment.scale", "above 0, up to 1"]),
     "flip above 1": ("data: {augment: {hflip: 2}}\n", ["data.augment.hflip", "0 to 1"]),
     "missing folder": ("data: {train: nowhere}\n", ["data.train: nowhere: no such file or folder"]),
     "empty path": ("data: {train: ' '}\n", ["data.train"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from act.errors import InputError
 if TYPE_CHECKING:
     from act.recipe.schema import AugmentConfig, DataConfig
 
+_ASPECT = np.log(4 / 3)
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -93,14 +95,16 @@ def eval_transform(p: Preprocess) -> Callable[[Image.Image], Tensor]:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The evaluation geometry, then a random flip and a random shift; float32 [C, H, W].
+    """The evaluation geometry, then a random flip, crop and shift; float32 [C, H, W].
 
-    Recovery is to keep what the model knows, on images as it will meet them, so there is no random scale or colour.
+    Recovery is to keep what the model knows, on images as it will meet them, so there is no random colour. Crops help
+    where images are seen several times: a small model knows a teacher's answer to an image after one visit.
     """
 
     geometry: Callable[[Image.Image], Tensor]
     hflip: float
     shift: int
+    scale: float = 1.0
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         pixels = self.geometry(image)
@@ -109,6 +113,8 @@ class TrainTransform:
         down, right = (int(step) for step in rng.integers(-self.shift, self.shift + 1, 2))
         if flip:
             pixels = pixels.flip(2)
+        if self.scale < 1:
+            pixels = crop_pixels(pixels, self.scale, rng)
         return shift_pixels(pixels, down, right) if down or right else pixels
 
 
@@ -116,7 +122,7 @@ def train_transform(p: Preprocess, augment: AugmentConfig) -> TrainTransform:
     """See `TrainTransform`.
 
     Raises:
-        InputError: `hflip` outside 0..1, or a `shift` that is negative or not smaller than the image.
+        InputError: `hflip` or `scale` outside 0..1, or a `shift` that is negative or not smaller than the image.
     """
     problems = []
     if not 0 <= augment.hflip <= 1:
@@ -124,9 +130,26 @@ def train_transform(p: Preprocess, augment: AugmentConfig) -> TrainTransform:
     if not 0 <= augment.shift < min(p.input_size[1:]):
         limit = min(p.input_size[1:]) - 1
         problems.append(f"data.augment.shift: {augment.shift} pixels cannot be; allowed: 0 to {limit}")
+    if not 0 < augment.scale <= 1:
+        problems.append(f"data.augment.scale: {augment.scale} is no share of an area; allowed: above 0, up to 1")
     if problems:
         raise InputError(problems)
-    return TrainTransform(eval_transform(p), augment.hflip, augment.shift)
+    return TrainTransform(eval_transform(p), augment.hflip, augment.shift, augment.scale)
+
+
+def crop_pixels(pixels: Tensor, scale: float, rng: np.random.Generator) -> Tensor:
+    """A random part of an image [C, H, W], resized to its size: `scale` to 1 of its area, sides up to 3:4 off its own
+    (the crop of arXiv 1409.4842, as everyone trains with)."""
+    height, width = pixels.shape[1:]
+    area, ratio = rng.uniform(scale, 1), np.exp(rng.uniform(-_ASPECT, _ASPECT))
+    rows, columns = (
+        max(1, min(length, round(length * (area * share) ** 0.5)))
+        for length, share in ((height, 1 / ratio), (width, ratio))
+    )
+    top, left = (int(rng.integers(0, free + 1)) for free in (height - rows, width - columns))
+    part = pixels[:, top : top + rows, left : left + columns]
+    resized: Tensor = F.interpolate(part[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    return resized
 
 
 def shift_pixels(pixels: Tensor, down: int, right: int) -> Tensor:

@@ -117,6 +117,8 @@ def check_data(cfg: DataConfig, problems: Problems) -> None:
             problems.add(f"data.{name}", f"{shown(values)}; allowed: one number per channel (1 or 3){above}")
     if not 0 <= cfg.augment.hflip <= 1:
         problems.add("data.augment.hflip", f"{cfg.augment.hflip:g} is not a probability; allowed: 0 to 1")
+    if not 0 < cfg.augment.scale <= 1:
+        problems.add("data.augment.scale", f"{cfg.augment.scale:g} is no share of an area; allowed: above 0, up to 1")
     if not 0 <= cfg.augment.shift <= 1024:
         problems.add("data.augment.shift", f"{cfg.augment.shift} is out of range; allowed: 0 to 1024 pixels")
 

@@ -27,6 +27,7 @@ class AugmentConfig:
 
     hflip: float = 0.5  # probability of a horizontal flip
     shift: int = 0  # random shift of up to so many pixels in x and y, edges repeated
+    scale: float = 1.0  # least share of the prepared image's area that a random crop takes, before it is resized back
 
 
 @dataclass
