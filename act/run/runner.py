@@ -73,7 +73,8 @@ def run(
         chosen = choose_strategies(recipe, original, data, _input_size(data, preprocess))
         recipe = recipe if chosen is None else chosen.recipe
         stages = build_stages(recipe)
-        check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
+        has_val, labelled = (data.has_val, data.val_labelled) if data is not None else (False, False)
+        check_measurable(recipe, has_val, eval_callback is not None, labelled)
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
         check_head(original, ctx)
         _check_training(stages, data)
