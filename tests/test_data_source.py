@@ -101,6 +101,16 @@ def test_tar_and_a_folder_in_it(tmp_path: Path) -> None:
     assert train.fingerprint() == ImageSource(str(write(tmp_path / "copy", CLASSES))).fingerprint()
 
 
+@pytest.mark.parametrize("kept", [2 * 1024, 2 * 1024 + 100, 3 * 1024 + 100])
+def test_a_tar_that_was_cut_short_or_damaged_does_not_lose_images_in_silence(tmp_path: Path, kept: int) -> None:
+    tar = write_tar(tmp_path / "set.tar", {f"c/{number}.png": png(number) for number in range(4)})
+    whole = tar.read_bytes()
+    for content in (whole[:kept], whole[:2048] + b"?" * 512 + whole[2560:]):
+        tar.write_bytes(content)
+        with pytest.raises(InputError, match=r"set\.tar is (damaged or cut short after|no uncompressed tar)"):
+            ImageSource(str(tar))
+
+
 def test_fingerprint_sees_sizes_names_and_labels(tmp_path: Path) -> None:
     first = ImageSource(str(write(tmp_path / "a", CLASSES)))
     prints = {first.fingerprint()}
@@ -108,6 +118,27 @@ def test_fingerprint_sees_sizes_names_and_labels(tmp_path: Path) -> None:
     prints.add(ImageSource(str(write(tmp_path / "c", {**CLASSES, "c9/d.png": png(2)}))).fingerprint())
     prints.add(ImageSource(str(tmp_path / "a"), ["c10", "c9"]).fingerprint())
     assert len(prints) == 4
+
+
+def test_fingerprint_sees_a_changed_image_of_the_same_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint() -> str:
+        return ImageSource(str(tmp_path)).fingerprint()
+
+    files = {f"c/{number}.ppm": b"P5 4 4 255 " + bytes([number] * 16) for number in range(8)}
+    first = write(tmp_path, files) and fingerprint()
+    write(tmp_path, files)  # written again, the same content
+    assert fingerprint() == first
+    write(tmp_path, {"c/5.ppm": b"P5 4 4 255 " + bytes(16)})
+    assert fingerprint() != first
+    # Of many images it is a sample that is looked at: here those numbered 0, 2, 4 and 6, of each the first 12 bytes.
+    monkeypatch.setattr("act.data.source.HASHED_IMAGES", 7)
+    monkeypatch.setattr("act.data.source.SAMPLE", 4)
+    monkeypatch.setattr("act.data.source.PART", 12)
+    first = fingerprint()
+    write(tmp_path, {"c/5.ppm": files["c/5.ppm"], "c/4.ppm": files["c/4.ppm"][:12] + bytes(15)})
+    assert fingerprint() == first
+    write(tmp_path, {"c/4.ppm": files["c/1.ppm"]})
+    assert fingerprint() != first
 
 
 def test_webdataset_shards(tmp_path: Path) -> None:

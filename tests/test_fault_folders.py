@@ -210,7 +210,7 @@ def test_other_data_or_weights_are_refused_unless_forced(tmp_path: Path) -> None
     first = {"model": "a", "data.train": "b", "data.val": "c"}
     assert folder.claim(recipe, "text", first) == []
     assert folder.claim(recipe, "text", first) == []
-    with pytest.raises(InputError, match=r"holds a run of other data \(data\.val: names, sizes or labels .*--force to"):
+    with pytest.raises(InputError, match=r"holds a run of other data \(data\.val: names, sizes, labels .*--force to"):
         folder.claim(recipe, "text", first | {"data.val": "d"})
     with pytest.raises(InputError, match=r"a run of another model \(its weights differ\) and of other data \(data\.tr"):
         folder.claim(recipe, "text", {"model": "x", "data.val": "c"})

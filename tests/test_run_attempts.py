@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from torch import nn
+
+from act.context import Context
 from act.recipe.load import load_recipe
-from act.run.attempts import Attempt, best_attempt
+from act.recipe.schema import Recipe, TargetConfig
+from act.run.attempts import Attempt, back_off, best_attempt
 from act.run.runner import run
 
 BASE = ["TrainConfig.train_iter=2", "TrainConfig.epochs=null", "TrainConfig.warmup_iter=0", "~Prune", "~QuantAware"]
@@ -30,6 +36,23 @@ def test_the_best_attempt_meets_accuracy_before_cost() -> None:
     assert best_attempt([fast, near]) == 1
     assert best_attempt([fast, right, near, both]) == 3
     assert best_attempt([both, both]) == 0
+
+
+def test_the_stage_that_lost_most_agreement_is_done_again_whatever_the_callers_metric_is() -> None:
+    class Milder:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def milder(self, start: object, ctx: object) -> tuple[object, str]:
+            return None, "milder"
+
+    recipe = Recipe()
+    recipe.target, recipe.train.metric_mode = TargetConfig(min_agreement=99), "min"
+    stages: Any = [SimpleNamespace(strategy=Milder(name), train=None) for name in ("First", "Second")]
+    scores = [{"agreement": 60.0, "error": 2.0}, {"agreement": 59.0, "error": 5.0}]
+    report = {"baseline": {"error": 1.0}, "stages": scores, "goals": [goal("min_agreement", 99, 59, False)]}
+    found = back_off(Attempt(recipe, "", report), stages, "error", nn.Identity(), Context(recipe, (1, 8, 8)))
+    assert found is not None and found[1] == "First: milder"
 
 
 def test_a_ratio_that_costs_too_much_is_halved_and_the_best_kept(tmp_path: Path) -> None:

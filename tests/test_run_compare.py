@@ -10,6 +10,7 @@ import pytest
 from page_support import CHROMIUM, NO_BROWSER, check_whole, full_report, look
 
 from act.cli.main import main
+from act.errors import InputError
 from act.run.compare import differences, read_runs, rows
 from act.run.page.compare import compare_page
 
@@ -28,6 +29,20 @@ def folder(path: Path, epochs: int = 2, recipe: str = RECIPE, **changed: Any) ->
     (path / "report.json").write_text(json.dumps(full_report(path.name, 2) | changed))
     (path / "recipe.yaml").write_text(recipe.format(name=path.name, epochs=epochs))
     return path
+
+
+def test_other_weights_of_one_architecture_are_another_original(tmp_path: Path) -> None:
+    one, two = (folder(tmp_path / name, model={"name": "vit", "weights": name * 3}) for name in ("one", "two"))
+    [note] = read_runs([one, two])[1]
+    assert note.startswith("runs of different originals (one vit_tiny_patch16_224 with weights oneoneon, two vit_tiny")
+
+
+@pytest.mark.parametrize("section", ["model", "Prune"])
+def test_a_damaged_recipe_is_one_line(tmp_path: Path, section: str) -> None:
+    recipe = "".join(f"{section}: 5\n" if line.startswith(section) else f"{line}\n" for line in RECIPE.splitlines())
+    broken = folder(tmp_path / "two", recipe=recipe)
+    with pytest.raises(InputError, match=f"two/recipe.yaml: {section}: 5 is no section"):
+        read_runs([folder(tmp_path / "one", recipe=RECIPE.replace("Prune", "TokenMerge")), broken])
 
 
 def test_a_row_for_every_file_and_a_column_for_every_timing(tmp_path: Path) -> None:

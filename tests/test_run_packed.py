@@ -93,6 +93,8 @@ def test_verify_finds_a_flipped_bit_and_the_packed_file_alone_is_enough(quicksta
     images = torch.randn(4, *read_packed(alone / PACKED_FILE).input_size(), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(load_model_folder(alone)(images), load_model_folder(quickstart / "artifact")(images))
+    words = ["--to", "onnx", "export.min_agreement=0", "export.max_abs_diff=1e-12"]
+    assert main(["export", str(alone), *words]) == 1  # the limit is not passed over
 
 
 def test_export_adds_it_to_a_finished_run(quickstart: Path, tmp_path: Path) -> None:

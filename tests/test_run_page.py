@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from page_support import CHROMIUM, NO_BROWSER, check_whole, events, full_report, look
 
 from act.run.page import render
+from act.run.page.curves import loss_series, trained
 from act.run.page.document import document
 from act.run.page.parts import duration
 from act.run.page.plots import ticks
@@ -46,6 +48,26 @@ def test_the_verdict_comes_first_and_sections_without_content_are_left_out() -> 
     check_whole(page)
     assert not any(word in page for word in (">Attempts<", ">Layers<", ">Training<"))
     assert "The recipe sets no goal." in page
+
+
+def test_curves_are_those_of_the_models_that_the_report_is_on() -> None:
+    def steps(stage: str, value: float, *numbers: int) -> list[dict[str, Any]]:
+        return [{"event": "train_step", "stage": stage, "step": n, "losses": {"soft": value}} for n in numbers]
+
+    run, prune, quant = {"event": "run"}, {"event": "stage", "name": "prune"}, {"event": "stage", "name": "quant_aware"}
+    killed = [run, prune, *steps("Prune", 9.0, 10, 20, 30)]
+    told = [run, prune, *steps("Prune", 1.0, 10, 20), quant, *steps("QuantAware", 1.0, 10, 20)]
+    resumed = [run, prune, quant, {"event": "train_resumed", "step": 10}, *steps("QuantAware", 2.0, 20, 30)]
+    attempt = [{"event": "attempt"}, prune, quant, *steps("QuantAware", 5.0, 10)]
+    events = killed + told + steps("Distillation", 7.0, 10) + resumed + attempt
+    report: dict[str, Any] = {"stages": [{"name": "prune"}, {"name": "quant_aware"}]}
+    found = loss_series(trained(events, report))
+    assert found == {
+        "Prune": {"soft": [(10, 1.0), (20, 1.0)]},
+        "QuantAware": {"soft": [(10, 1.0), (20, 2.0), (30, 2.0)]},
+    }
+    second = loss_series(trained(events, report | {"kept": 2}))
+    assert second == {"Prune": found["Prune"], "QuantAware": {"soft": [(10, 5.0)]}}
 
 
 def test_stages_say_what_they_cost_and_bought() -> None:

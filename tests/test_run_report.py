@@ -117,6 +117,27 @@ def test_a_drop_of_agreement_counts_from_100_and_an_error_metric_may_not_rise() 
     assert goals[0].measured == 2.0
 
 
+def test_top1_without_labels_is_refused() -> None:
+    recipe = Recipe()
+    recipe.train.metric, recipe.train.stages = "top1", {"QuantAware": {"metric": "top1"}, "Prune": {"epochs": 1}}
+    check_measurable(recipe, has_val=True, has_callback=False)
+    check_measurable(recipe, has_val=True, has_callback=True, val_labelled=False)
+    with pytest.raises(InputError, match="top1 needs labels") as caught:
+        check_measurable(recipe, has_val=True, has_callback=False, val_labelled=False)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "TrainConfig.metric",
+        "TrainConfig.stages.QuantAware.metric",
+    ]
+
+
+def test_less_accuracy_is_not_what_goals_can_ask_for() -> None:
+    recipe = Recipe()
+    recipe.train.metric_mode = "min"
+    check_measurable(recipe, has_val=True, has_callback=True)
+    with pytest.raises(InputError, match="metric_mode: min is for a metric of the caller's own"):
+        check_measurable(recipe, has_val=True, has_callback=False)
+
+
 def test_goals_that_cannot_be_measured_are_refused_together() -> None:
     recipe = Recipe()
     recipe.target = TargetConfig(max_drop=1.0, min_agreement=90.0, latency_ms=1.0, device="cuda")

@@ -15,7 +15,8 @@ from act.data.batch import Batch
 from act.errors import ExportError
 from act.export import export_onnx
 from act.models import logits
-from act.verify.artifact import SAMPLE, check_artifact, runs_on_integers, score
+from act.verify.artifact import SAMPLE, check_artifact, compare, runs_on_integers, score
+from act.verify.parity import torch_logits
 
 
 def batches(count: int = 2, labels: torch.Tensor | None = None) -> list[Batch]:
@@ -56,6 +57,21 @@ def test_limits() -> None:
     assert check_artifact(path, shifted, batches()).max_abs_diff >= 0.009
     with pytest.raises(ExportError, match=r"export\.max_abs_diff is 0\.001"):
         check_artifact(path, shifted, batches(), max_abs_diff=0.001)
+
+
+def test_logits_that_are_not_finite_are_no_agreement() -> None:
+    model = standard_artifact()[1]
+
+    class Broken:
+        """All but one of the images have no number for the last class."""
+
+        def run(self, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+            found = torch_logits(model, images).copy()
+            found[1:, found[1:].argmin(-1)] = np.nan
+            return found
+
+    with pytest.raises(ExportError, match="differ from the torch model's by up to nan"):
+        compare("model.onnx", Broken(), model, batches(), agreement=100.0)
 
 
 def test_file_of_another_model() -> None:

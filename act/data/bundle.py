@@ -208,7 +208,7 @@ class DataBundle:
         return {role: split.fingerprint() for role, split in roles.items() if split is not None}
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """For each role that was given: `fingerprint`, sha256 (hex) over names, sizes and labels, and `images`."""
+        """For each role that was given: `fingerprint`, sha256 (hex), see `ImageSource.fingerprint`, and `images`."""
         roles = {"train": self._train, "val": self._val}
         if self._calibration is not self._train:
             roles["calibration"] = self._calibration
@@ -219,7 +219,7 @@ class DataBundle:
         }
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the names, sizes and labels of all images; the same on every machine."""
+        """sha256 (hex) over the images of all roles, see `ImageSource.fingerprint`; the same on every machine."""
         if self._fingerprint is None:
             found = self.fingerprints()
             found.setdefault("data.calibration", found.get("data.train", ""))

@@ -196,11 +196,21 @@ def scan_tar(path: Path, where: str) -> list[tarfile.TarInfo]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            return [member for member in archive if member.isreg()]
+            members = [member for member in archive if member.isreg()]
+            end = archive.offset
     except (tarfile.TarError, EOFError) as error:
         raise InputError(
             f"{where}: {path} is no uncompressed tar ({error}); a compressed one has to be unpacked first"
         ) from error
+    # At a header that is damaged or cut short tarfile stops without a word; a whole archive ends with blocks of zeros.
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise InputError(
+                f"{where}: {path} is damaged or cut short after {len(members)} files; a whole tar ends with a block of "
+                "zeros; copy or make it again"
+            )
+    return members
 
 
 def _shard_samples(shard: Path, where: str) -> list[tuple[str, int | None, tarfile.TarInfo]]:

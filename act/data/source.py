@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +14,9 @@ from act.data.readers import FolderReader, HubReader, Reader, ShardReader, TarRe
 from act.errors import InputError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+# Of how many images the whole content is hashed, and of up to how many bytes together; else the first bytes of some.
+HASHED_IMAGES, HASHED_BYTES = 4096, 64 * 2**20
+SAMPLE, PART = 256, 256 * 2**10
 KINDS = "a folder, FILE.tar, FILE.tar/FOLDER, builtin:NAME, hfds/NAME[@SPLIT] or wds/SHARDS"
 
 
@@ -47,6 +50,7 @@ class ImageSource(Dataset[tuple[Image.Image, int]]):
         self.channels = channels
         self.reader = open_reader(location, key, split)
         self.class_names: list[str] | None = list(classes) if classes is not None else None
+        self._fingerprint: str | None = None
         self._labels = self._map_labels(classes, classes_from, key)
         if self.class_names is None and self.reader.class_names is not None:
             self.class_names = list(self.reader.class_names)
@@ -78,12 +82,33 @@ class ImageSource(Dataset[tuple[Image.Image, int]]):
         return f"{self.location}: {self.reader.names[index]}"
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the sorted names, sizes and class indices; the same wherever the data are copied to."""
-        digest = hashlib.sha256()
-        labels = self._labels if self._labels is not None else [-1] * len(self)
-        for name, size, label in sorted(zip(self.reader.names, self.reader.sizes(), labels, strict=True)):
-            digest.update(f"{name}\0{size}\0{label}\n".encode())
-        return digest.hexdigest()
+        """sha256 (hex) over the sorted names, sizes and class indices, and over contents: all of up to HASHED_IMAGES
+        images of HASHED_BYTES together, else the first PART bytes of SAMPLE images spread evenly over the names.
+
+        It is the same wherever the data are copied to, and made once.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            sizes = self.reader.sizes()
+            order = sorted(range(len(self)), key=lambda index: (self.reader.names[index], sizes[index]))
+            for index in order:
+                digest.update(f"{self.reader.names[index]}\0{sizes[index]}\0{self.label(index)}\n".encode())
+            if not isinstance(self.reader, HubReader):  # whose sizes stand for its contents
+                for content in self._contents(order, sum(sizes)):
+                    digest.update(hashlib.sha256(content).digest())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _contents(self, order: Sequence[int], total: int) -> Iterator[bytes]:
+        """What `fingerprint` hashes of the images `order`, `total` bytes together."""
+        whole = len(order) <= HASHED_IMAGES and total <= HASHED_BYTES
+        count = len(order) if whole else min(SAMPLE, len(order))
+        for number in range(count):
+            try:
+                with self.reader.open(order[number * len(order) // count]) as stream:
+                    yield stream.read(-1 if whole else PART)
+            except OSError:  # scoring and training say so, if they meet it
+                yield b""
 
     def _map_labels(self, classes: Sequence[str] | None, classes_from: str, key: str) -> list[int] | None:
         labels, own = self.reader.labels, self.reader.class_names

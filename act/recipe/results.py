@@ -28,7 +28,7 @@ class Weights:
 class Images:
     """The images of one role."""
 
-    fingerprint: str  # sha256 of names, sizes and labels
+    fingerprint: str  # sha256 of names, sizes, labels and contents
     images: int | None = None  # None: a stream of unknown length
 
 

@@ -72,9 +72,10 @@ def back_off(
     if not missed(last.report, ACCURACY):
         return None
     recipe = last.recipe
-    # Agreement is what is left to judge by where the target asks for nothing else.
+    # Agreement is what is left to judge by where the target asks for nothing else; more of it is always better.
     metric = metric if recipe.target.max_drop is not None else "agreement"
-    stage = worst_stage(last.report, stages, metric, recipe.train.metric_mode)
+    mode = "max" if metric == "agreement" else recipe.train.metric_mode
+    stage = worst_stage(last.report, stages, metric, mode)
     if stage is None:
         return None
     name = stage.strategy.name

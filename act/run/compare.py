@@ -74,7 +74,11 @@ def _read(folder: Path, name: str) -> Run:
     document = parse(read_text(recipe), str(recipe))
     if document.problems:
         raise InputError([f"{recipe}:{problem}" for problem in document.problems])
-    return Run(name, folder, report, {key: value for key, value in document.values.items() if key not in NO_MATTER})
+    settings = {key: value for key, value in document.values.items() if key not in NO_MATTER}
+    for section in ("model", *load_strategies()):
+        if not isinstance(settings.get(section, {}), dict):
+            raise InputError(f"{recipe}: {section}: {settings[section]!r} is no section; the file is damaged")
+    return Run(name, folder, report, settings)
 
 
 def _complete(report: Mapping[str, Any]) -> bool:
@@ -105,9 +109,12 @@ def _obstacles(runs: Sequence[Run]) -> list[str]:
         [str(item.get("fingerprint"))[:8] for item in data],
         "their images differ, so that accuracies cannot be compared directly",
     )
+    names = [run.settings.get("model", {}).get("name") or "a module" for run in runs]
+    weights = [str(run.report.get("model", {}).get("weights"))[:8] for run in runs]
     differing(
         "runs of different originals",
-        [run.settings.get("model", {}).get("name") or "a module" for run in runs],
+        # Of one architecture it is the weights that differ.
+        names if len(set(names)) > 1 else [f"{name} with weights {w}" for name, w in zip(names, weights, strict=True)],
         "sizes and speed-ups are each against its own",
     )
     differing(

@@ -134,7 +134,7 @@ class RunFolder:
         found = [f"another recipe ({text})" for text in [differences(old, new)] if text]
         found += ["another model (its weights differ)"] if "model" in other else []
         images = [key for key in other if key != "model"]
-        found += [f"other data ({', '.join(images)}: names, sizes or labels differ)"] if images else []
+        found += [f"other data ({', '.join(images)}: names, sizes, labels or contents differ)"] if images else []
         return " and of ".join(found)
 
     def _items(self) -> list[Path]:

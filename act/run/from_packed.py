@@ -56,6 +56,10 @@ def export_packed(folder: Path, formats: Sequence[str], overrides: Sequence[str]
     for name in names:
         path = FORMATS[name].write(job).path
         session = open_file(name, path, recipe.export.threads)
-        found = compare(path, session, model, [noise], min_agreement=recipe.export.min_agreement)
+        limits: dict[str, Any] = {
+            "min_agreement": recipe.export.min_agreement,
+            "max_abs_diff": recipe.export.max_abs_diff,
+        }
+        found = compare(path, session, model, [noise], **limits)
         written.append(Exported(name, path, path.stat().st_size, found.agreement, found.max_abs_diff))
     return written

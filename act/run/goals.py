@@ -36,8 +36,8 @@ def needs_timing(target: TargetConfig) -> bool:
     return target.latency_ms is not None or target.speedup is not None
 
 
-def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool) -> None:
-    """InputError, before anything heavy runs, for every goal or check that this run could not measure."""
+def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool, val_labelled: bool = True) -> None:
+    """InputError, before anything heavy runs, for every goal, check or metric that this run could not measure."""
     target = recipe.target
     problems = format_problems(recipe.export.formats)
     if not has_val:
@@ -50,6 +50,19 @@ def check_measurable(recipe: Recipe, has_val: bool, has_callback: bool) -> None:
             )
         if recipe.train.origin_metric is not None and not has_callback:
             problems.append(f"TrainConfig.origin_metric: cannot be checked without a validation set; {add}")
+    if has_val and not val_labelled and not has_callback:
+        own = {"TrainConfig": recipe.train.metric}
+        own |= {f"TrainConfig.stages.{name}": values.get("metric") for name, values in recipe.train.stages.items()}
+        problems += [
+            f"{key}.metric: top1 needs labels, and the images of data.val have none; leave it out, or say agreement"
+            for key, metric in own.items()
+            if metric == "top1"
+        ]
+    if recipe.train.metric_mode == "min" and not has_callback:
+        problems.append(
+            "TrainConfig.metric_mode: min is for a metric of the caller's own (eval_callback); of top1 and agreement "
+            "more is better; leave it out"
+        )
     timed = [FORMATS[name].backend for name in recipe.export.formats if name in FORMATS and FORMATS[name].timed]
     if needs_timing(target) and (target.backend not in timed or target.device != "cpu"):
         problems.append(

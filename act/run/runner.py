@@ -27,7 +27,8 @@ from act.run.deliver import deliver, delivered_before, mark_delivered, seal
 from act.run.faults import as_fault
 from act.run.folder import RunFolder
 from act.run.goals import EXIT_CODES, check_measurable, judge, judged
-from act.run.keys import chain_key, weights_hash
+from act.run.keys import chain_key, data_part, weights_hash
+from act.run.learning import teachers_of
 from act.run.log import EventLog
 from act.run.metrics import Callback, Scorer
 from act.run.per_layer import layer_figures
@@ -73,7 +74,8 @@ def run(
         chosen = choose_strategies(recipe, original, data, _input_size(data, preprocess))
         recipe = recipe if chosen is None else chosen.recipe
         stages = build_stages(recipe)
-        check_measurable(recipe, data is not None and data.has_val, eval_callback is not None)
+        has_val, labelled = (data.has_val, data.val_labelled) if data is not None else (False, False)
+        check_measurable(recipe, has_val, eval_callback is not None, labelled)
         ctx = Context(recipe, _input_size(data, preprocess), data, state().device)
         check_head(original, ctx)
         _check_training(stages, data)
@@ -120,7 +122,10 @@ class _Run:
         baseline, scorer = self.baseline(fingerprint)
         session = Session(folder, ctx, self.original, self.source(), baseline, scorer)
         base_key = chain_key(self.weights, fingerprint, self.preprocess, recipe.seed)
-        everything = chain_key("attempts", base_key, recipe.strategies, recipe.train, recipe.export, recipe.target)
+        taught = [teachers_of(stage, self.original, ctx.device, session.teachers) for stage in stages]
+        hashes = [[weights_hash(teacher) for teacher in teachers] for teachers in taught]
+        settings = (recipe.strategies, recipe.train, data_part(recipe.data), recipe.export, recipe.target)
+        everything = chain_key("attempts", base_key, *settings, hashes, self.callback is not None)
         report = read_report(folder)
         if report is None or not delivered_before(folder, everything):
             report = self.attempts(session, stages, base_key, everything)
@@ -161,8 +166,8 @@ class _Run:
     def attempt(self, session: Session, stages: list[Stage], base_key: str) -> dict[str, Any]:
         """Every stage and the files of one recipe, or what is left of them; the report."""
         model, records, key = run_stages(session, stages, base_key)
-        own = session.scorer.name if self.callback is not None else None
-        key = chain_key(key, self.recipe.export, self.recipe.target, own)
+        judged_by = (session.scorer.main_metric(self.recipe.train), self.recipe.train.metric_mode)
+        key = chain_key(key, self.recipe.export, self.recipe.target, *judged_by, self.callback is not None)
         report = read_report(self.folder)
         if report is None or not delivered_before(self.folder, key):
             wait()
@@ -184,7 +189,8 @@ class _Run:
     def baseline(self, fingerprint: str | None) -> tuple[Baseline, Scorer]:
         """The original's figures, checked against what the recipe says they must be."""
         ctx, train = self.ctx, self.recipe.train
-        settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.export.opset)
+        # `order` is over the first image of every batch.
+        settings = (ctx.input_size, self.recipe.data.limit_val, self.recipe.data.batch_size, self.recipe.export.opset)
         key = chain_key(self.weights, fingerprint, self.preprocess, *settings)
         scorer = Scorer(ctx.data, self.recipe.data.batch_size, self.callback, train.metric or "metric")
         baseline = main_first(

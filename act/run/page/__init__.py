@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from act.run.page.curves import loss_chart, value_chart
+from act.run.page.curves import loss_chart, trained, value_chart
 from act.run.page.document import document
 from act.run.page.files import attempts, commands, exported
 from act.run.page.layers import layers
@@ -18,7 +18,8 @@ from act.run.page.summary import before_after, header
 
 def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping[str, Any]]) -> str:
     """The page for a report (schema 1), the resolved recipe and the run's events. Every value is escaped."""
-    curves = loss_chart(events) + value_chart(events)
+    steps = trained(events, report)
+    curves = loss_chart(steps) + value_chart(steps)
     pictures = scatter(report)
     parts = [
         header(report),

@@ -11,6 +11,43 @@ from act.run.page.plots import COLOURS, DASHES, Frame, figure, legend, line
 from act.train.progress import by_kind
 
 
+def trained(events: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The training steps that led to the models of `report`, from all events of its folder, oldest first.
+
+    A folder's events go on from run to run: those of a stage that was trained anew, of stages that the recipe no longer
+    has, and of attempts after the one that was kept are left out. An attempt that kept a stage has its steps from the
+    last attempt before that trained it.
+    """
+    steps: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    attempt, begun = 1, ""
+    for event in events:
+        kind = event.get("event")
+        if kind == "run":
+            attempt = 1
+        elif kind == "attempt":
+            attempt += 1
+        elif kind == "stage":
+            begun = _plain(event.get("name"))
+        elif kind == "train_resumed":
+            begun = ""
+        elif "stage" in event and "step" in event:
+            key = attempt, _plain(event["stage"])
+            if key[1] == begun:
+                steps[key], begun = [], ""
+            steps.setdefault(key, []).append(event)
+    found: list[Mapping[str, Any]] = []
+    for stage in report["stages"]:
+        name = _plain(stage["name"])
+        last = max((number for number, other in steps if other == name and number <= report.get("kept", 1)), default=0)
+        found += steps.get((last, name), [])
+    return found
+
+
+def _plain(name: object) -> str:
+    """A stage's name, whether it is that of its strategy (QuantAware) or of its folder (quant_aware)."""
+    return str(name).replace("_", "").lower()
+
+
 def loss_series(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """(step, value) by stage and loss term, from events that carry `stage`, `step` and `losses`."""
     found: dict[str, dict[str, dict[float, float]]] = {}
