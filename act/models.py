@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from act.errors import ActError, InputError
-from act.recipe.check import FORBIDDEN_KWARGS
+from act.recipe.check import FORBIDDEN_KWARGS, unknown_model
 from act.recipe.schema import ModelConfig
 from act.run.reading import check_header
 
@@ -26,10 +25,8 @@ def load_model(cfg: ModelConfig) -> nn.Module:
 
     if cfg.name is None:
         raise InputError("model.name: missing; write a timm model name, e.g. deit_tiny_patch16_224")
-    if cfg.name not in timm.list_models() and cfg.name not in timm.list_pretrained():
-        near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3)
-        hint = f" (did you mean {', '.join(near)}?)" if near else "; allowed: what timm.list_models() lists"
-        raise InputError(f"model.name: timm {timm.__version__} has no model {cfg.name!r}{hint}")
+    if (problem := unknown_model(cfg.name)) is not None:
+        raise InputError(f"model.name: {problem}")
     forbidden = [key for key in cfg.kwargs if key.startswith(FORBIDDEN_KWARGS)]
     if forbidden:
         raise InputError(f"model.kwargs.{forbidden[0]}: would read another file; write model.checkpoint")

@@ -49,6 +49,10 @@ CASES: list[tuple[str, list[str]]] = [
     # recipes from and for others
     ("reproduce ok.yaml", ["ok: records no results", "vitcompress recipes freeze RUN"]),
     ("recipes push nowhere here", ["nowhere", *NO_RECIPE]),
+    ("recipes cp quickstart new.yaml seed=1", ["recipes: unknown: seed=1"]),
+    ("recipes ls quickstart", ["recipes: unknown: quickstart"]),
+    ("bench bad.onnx --keep new", ["--keep: keeps the files of --peers"]),
+    ("recipes freeze folder -o 'a b.yaml'", ["a b: cannot name a recipe"]),
     ("recipes push quickstart text.txt/x", ["text.txt: no such folder"]),
     ("recipes pull nowhere", ["nowhere: no such file"]),
     ("recipes pull empty.yaml", ["empty.yaml: empty; a recipe names at least a model and data"]),
@@ -70,7 +74,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("run ok.yaml target.backend=coreml", ["target.backend: 'coreml' is unknown", "onnxruntime, openvino"]),
     ("run ok.yaml target.max_drop=1", ["target.max_drop: 1.0 cannot be judged without a validation set"]),
     ("run ok.yaml ~QuantPost QuantAware={} data.train=null", ["data.train: QuantAware trains and needs images there"]),
-    ("run ok.yaml QuantPost.include=[nothing*]", ["QuantPost: no layer of this model would be changed (not matched"]),
+    ("run ok.yaml --dir text.txt/x/y", ["--dir: text.txt/x/y cannot be written", "choose another folder"]),
     ("run ok.yaml ~QuantPost TokenMerge={} model.name=test_efficientnet model.kwargs=null", ["model.kwargs"]),
     # the run folder
     ("run ok.yaml --dir text.txt", ["--dir: text.txt cannot be written", "choose another folder"]),
@@ -123,7 +127,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("bench bad.onnx --json folder", ["--json: folder: a folder; name a file"]),
     ("bench bad.onnx --json text.txt/x.json", ["--json: text.txt/x.json", "text.txt is a file"]),
     ("bench bad.onnx --picture folder", ["--picture: folder: a folder"]),
-    ("bench bad.onnx --keep text.txt", ["--keep: text.txt cannot be written"]),
+    ("bench bad.onnx --peers --keep text.txt", ["--keep: text.txt cannot be written"]),
     ("bench bad.onnx --peers coreml", ["--peers: coreml; known: onnxruntime, nncf, modelopt"]),
     ("bench bad.onnx data.limit_val=5", ["data.limit_val=5: no such file; key=value changes a recipe"]),
     ("engine bad.onnx --batches 1", ["--batches: 1; write three numbers"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from textwrap import dedent
 
@@ -14,6 +15,7 @@ from act.recipe import text
 from act.recipe.compose import groups
 from act.recipe.load import dump_recipe, load_recipe, recipe_from_dict, recipe_hash, stage_train_config
 from act.recipe.paths import asset, configs_dir, find_recipe, list_recipes
+from act.recipe.references import portable
 from act.recipe.schema import Recipe
 
 MODEL = "model: {name: vit_tiny_patch16_224}\n"
@@ -117,6 +119,20 @@ def test_command_line_chooses_removes_and_replaces_groups(tmp_path: Path) -> Non
     assert list(left.strategies) == ["QuantAware"] and left.train.stages == {}
 
 
+def test_results_and_defaults_can_be_removed(tmp_path: Path) -> None:
+    body = f"defaults: [{{Prune: 2to4}}]\n{MODEL}results: {{onnx: {{top1: 96.1}}}}\ndescription: x\n"
+    assert load(tmp_path, body).results and "Prune" in load(tmp_path, body).strategies
+    bare = load(tmp_path, body, "~results", "~description", "~defaults")
+    assert bare.results == {} and bare.description == "" and bare.strategies == {}
+
+
+def test_groups_are_found_in_a_folder_with_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "jos\u00e9 [x], 'y'"
+    shutil.copytree(configs_dir(), folder / "configs")
+    monkeypatch.setattr("act.recipe.compose.configs_dir", lambda: folder / "configs")
+    assert load(tmp_path, MODEL, "Prune=2to4").strategies["Prune"].pattern == "2:4"
+
+
 def test_every_group_option_is_a_valid_section(tmp_path: Path) -> None:
     known = groups()
     assert {"Prune", "QuantAware", "QuantPost", "Distillation", "TrainConfig"} <= set(known)
@@ -189,6 +205,21 @@ def test_paths_start_at_the_recipe_then_at_the_current_folder(tmp_path: Path, mo
     path = write(tmp_path / "beside", f"{MODEL}data: {{train: images, val: only}}\n")
     data = load_recipe(path).data
     assert data.train == str(tmp_path / "beside/images") and data.val == str(tmp_path / "current/only")
+
+
+@pytest.mark.parametrize("value", ["wds/**x/a.tar", "wds/~nobody-of-this-name/a.tar", f"wds/{'a' * 5000}"])
+def test_any_text_may_follow_wds(value: str, tmp_path: Path) -> None:
+    assert load(tmp_path, f"{MODEL}data: {{train: '{value}'}}\n").data.train == value
+
+
+def test_the_hash_has_no_folder_of_shards(tmp_path: Path) -> None:
+    hashes = set()
+    for name in ("here", "there"):
+        (tmp_path / name / "shards").mkdir(parents=True)
+        recipe = load(tmp_path / name, f"{MODEL}data: {{train: wds/shards}}\n")
+        assert recipe.data.train == f"wds/{tmp_path / name / 'shards'}" and portable(recipe.data.train) == "wds/shards"
+        hashes.add(recipe_hash(recipe))
+    assert len(hashes) == 1
 
 
 def test_folder_inside_a_tar_and_builtin(tmp_path: Path) -> None:

@@ -290,6 +290,15 @@ def test_no_sampler_runs_a_recipe_twice(sampler: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake")
+def test_folders_of_the_same_name_are_other_data(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "photos").mkdir(parents=True)
+    here = queue(tmp_path, f"data.calibration: {{choice: [{tmp_path}/a/photos, {tmp_path}/b/photos]}}\n")
+    go(here, 5)
+    assert [trial.reason for trial in here.trials()] == ["", ""] and all(trial.done for trial in here.trials())
+
+
+@pytest.mark.usefixtures("fake")
 def test_ranges_are_searched_towards_the_target(tmp_path: Path) -> None:
     text = "QuantPost.weight_bits: {int: [2, 8]}\nTrainConfig.learning_rate: {float: [1e-4, 1e-2], log: true}\n"
     here = queue(tmp_path, text, "tpe", {"min_agreement": 84})
@@ -507,3 +516,4 @@ def test_short_names_of_keys_differ() -> None:
 def test_passwords_are_not_shown() -> None:
     assert without_password("mysql://me:pw@db:33/x?pw=1") == "mysql://me:...@db:33/x?pw=1"
     assert without_password("sqlite:///a.db") == "sqlite:///a.db"
+    assert without_password("mysql://me:pw@[db/x") == "mysql://me:...@[db/x"

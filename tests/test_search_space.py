@@ -85,6 +85,8 @@ BAD = {
     "log of zero": ("TrainConfig.learning_rate: {float: [0, 1e-3], log: true}", "log: true from 0"),
     "log and step": ("seed: {int: [1, 9], step: 2, log: true}", "log and step exclude each other"),
     "step that misses": ("seed: {int: [1, 8], step: 2}", "1: seed.step: 2 does not lead from 1 to 8"),
+    "step too fine": ("QuantAware.outlier_ratio: {float: [0, 1], step: 1.0e-30}", "makes more than 1e+15 steps"),
+    "range too wide": ("QuantAware.outlier_ratio: {float: [0, 1e+308], step: 1e+10}", "makes more than 1e+15 steps"),
     "step too large": ("seed: {int: [1, 8], step: 20}", "1: seed.step: 20; allowed: above 0, up to 7"),
     "the goal": (
         "target.max_drop: {choice: [1.0, 2.0]}",
@@ -140,6 +142,17 @@ def test_off_leaves_a_strategy_out_with_all_that_belongs_to_it(tmp_path: Path, b
     with pytest.raises(InputError, match="contradicts"):
         space.recipe({"QuantAware": {}, "QuantPost": {}, **rest})
     assert space.start()["QuantPost"] == "off"
+
+
+def test_a_recipe_leaves_the_space_as_it_is(tmp_path: Path, base: Recipe) -> None:
+    text = (
+        "QuantPost: {choice: [off, {weight_bits: 4}]}\nQuantPost.images: {choice: [8, 16]}\n"
+        "QuantAware: {choice: [off, {}]}\n"
+    )
+    space = space_of(tmp_path, text, base)
+    point = {"QuantAware": "off", "QuantPost": space.dimensions[0].choices[1], "QuantPost.images": 16}
+    assert space.recipe(point).strategies["QuantPost"].images == 16
+    assert space.dimensions[0].choices[1] == {"weight_bits": 4}
 
 
 def test_a_list_as_a_value_survives_the_way_through_optuna(tmp_path: Path, base: Recipe) -> None:

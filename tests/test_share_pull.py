@@ -6,12 +6,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from share_support import RECIPE, Site, put_on_hub, site
 
 from act.cli.main import main
+from act.cli.sharing import show_pulled
 from act.errors import InputError
 from act.recipe.load import load_recipe
 from act.recipe.pulled import cache_dir, find_pulled, list_pulled
@@ -149,6 +151,41 @@ def test_errors_of_the_server(status: int, code: int, web: Site, capsys: pytest.
     assert f"the server answers {status}" in refused(capsys, web.put("/fast.yaml", "x", status), code=code)
 
 
+def test_half_an_answer_is_not_taken_for_a_recipe(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    url = web.put("/fast.yaml", RECIPE, Content_Length=str(len(RECIPE) + 100))
+    assert f"ended after {len(RECIPE)} of {len(RECIPE) + 100} bytes" in refused(capsys, url, code=1)
+
+
+def test_what_a_server_says_does_not_steer_the_terminal(
+    web: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BaseHTTPRequestHandler.responses, 404, ("\x1b[2J\x1b]0;x\x07gone", ""))
+    assert "the server answers 404 \ufffd[2J\ufffd]0;x\ufffdgone" in refused(capsys, web.url + "/fast.yaml")
+
+
+def test_each_address_keeps_its_own_lock(web: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = web.put("/fast.yaml", RECIPE), web.put("/mirror/fast.yaml", RECIPE)
+    pull(capsys, first)
+    pull(capsys, second)
+    assert {item.lock.source for item in list_pulled()} == {first, second}
+    assert find_pulled("fast") is not None  # the same content under one name is one recipe
+    web.put("/fast.yaml", RECIPE + "seed: 1\n")
+    assert "changed since it was pulled" in refused(capsys, first)
+
+
+@pytest.mark.parametrize("lock", ["{", '{"source": 1, "revision": null, "sha256": 2, "pulled": 3}'])
+def test_a_damaged_lock_stops_no_recipe_of_ones_own(
+    lock: str, web: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pull(capsys, web.put("/fast.yaml", RECIPE))
+    (cache_dir() / SHA / "fast.lock.json").write_text(lock)
+    assert main(["recipes", "ls"]) == 2 and "fast.lock.json: cannot be read" in capsys.readouterr().err
+    own = tmp_path / "own.yaml"
+    own.write_text(RECIPE)
+    show_pulled(str(own), load_recipe(own))
+    assert capsys.readouterr().err == ""
+
+
 def test_offline(capsys: pytest.CaptureFixture[str]) -> None:
     with site() as web:
         url = web.put("/fast.yaml", RECIPE)
@@ -198,6 +235,10 @@ def test_from_a_file_and_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
         ("data: {class_map: ~/.netrc}\n", "data.class_map: ~/.netrc: a path of a machine"),
         ("data: {train: photos}\n", "data.train: photos: a path of a machine"),
         ("data: {train: wds//etc}\n", "data.train: wds//etc: a path of a machine"),
+        ("data: {train: hfds//etc}\n", "data.train: hfds//etc: a path of a machine"),
+        ("data: {train: hfds/../photos}\n", "data.train: hfds/../photos: a path of a machine"),
+        ("data: {train: hfds/a/b/c@train}\n", "data.train: hfds/a/b/c@train: a path of a machine"),
+        ("QuantPost: {}\nQuantPost: {}\n", "fast.yaml:3: QuantPost: given twice (first on line 2)"),
         ("Distillation: {teacher: [{name: x, checkpoint: /a.pt}]}\n", "Distillation.teacher[0].checkpoint: /a.pt"),
         ("Prune: {_target_: os.system}\n", "would run code"),
         ("seed: ${oc.env:HOME}\n", "interpolations and resolvers"),
@@ -225,6 +266,8 @@ def test_what_a_strangers_recipe_may_not_say(
         ("https:///a.yaml", "names no recipe"),
         ("https://example.org:port/a.yaml", "not an address"),
         ("https://[::1/a.yaml", "not an address"),
+        ("https://example.org/\u00e9.yaml", "percent-encoded"),
+        ("https://example.org/a b.yaml", "percent-encoded"),
         ("hf://owner/a.yaml", "not a file of the Hub"),
         ("hf://owner/repo/../../a.yaml", "is no recipe of the repository"),
         ("hf://owner/repo/a.py", "is no recipe of the repository"),
@@ -234,6 +277,18 @@ def test_what_a_strangers_recipe_may_not_say(
 def test_bad_addresses(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://a..b/x.yaml", "not an address; check the host"),
+        ("~nobody-of-this-name/x.yaml", "no such file"),
+        ("a" * 5000, "no such file"),
+    ],
+)
+def test_addresses_of_nothing(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, text)
 
 
 def test_good_addresses() -> None:

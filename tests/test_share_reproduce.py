@@ -186,7 +186,15 @@ def test_results_of_the_shipped_recipes_fit_the_schema() -> None:
         ({"onnx": "fast"}, "results.onnx: 'fast': neither a figure nor a row of figures"),
         ({"artifacts": {"top1": 1}}, "results.artifacts: expected a list"),
         ({"artifacts": [{"top1": 1}]}, "results.artifacts[0]"),
-        ({"stages": [{"name": "prune", "speedup": {"a": {"1": "x"}}}]}, "results.stages[0].speedup.a.1: 'x'"),
+        (
+            {"stages": [{"name": "prune", "speedup": {"a": {"1": "x"}}}]},
+            "results.stages[0].speedup.a.1: expected a number, got 'x'",
+        ),
+        ({"onnx": {"speedup": {"onnxruntime": 2.0}}}, "results.onnx.speedup.onnxruntime: expected a mapping, got 2.0"),
+        ({"onnx": {"speedup": {"a": {"1": {"2": 3}}}}}, "results.onnx.speedup.a.1: expected a number"),
+        ({"speedup": {"batch_1": 2.0}}, "results.speedup: {'batch_1': 2.0}: neither a figure nor a row of figures"),
+        ({"stages": [{"name": "", "top1": 1}]}, "results.stages[0]"),
+        ({"onnx": {"bytes": 10**400}}, "results.onnx.bytes: a number too large to use"),
         ({"environment": {"user": "me"}}, "results.environment.user: unknown key"),
     ],
 )

@@ -138,6 +138,8 @@ def _checked(args: argparse.Namespace) -> list[int]:
         path = getattr(args, name)
         if path is not None and str(path) != "-":
             problems += unwritable(f"--{name}", path)
+    if args.keep is not None and args.peers is None:
+        problems.append("--keep: keeps the files of --peers, which is not given")
     if problems:
         raise InputError(problems)
     return list(dict.fromkeys(int(word) for word in words))

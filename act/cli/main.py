@@ -35,6 +35,7 @@ from act.cli import (
 )
 from act.errors import ActError, InputError
 from act.run.stop import Stopped, sigterm_raises
+from act.steering import harmless
 from act.verbosity import set_quiet
 
 # Modules here import nothing heavy, so that --help answers at once; each verb imports what it needs when it runs.
@@ -160,7 +161,7 @@ def _failed(debug: bool, code: int, lines: Sequence[str]) -> int:
 
         traceback.print_exc()
     for line in lines:
-        print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {harmless(line)}", file=sys.stderr)
     return code
 
 

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from act.steering import harmless
 from act.verbosity import is_quiet
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Print rows under their columns; the columns named in `right` hold numbers."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[harmless(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich(title, columns, cells, right)
         return
@@ -52,12 +53,12 @@ _STYLES = {
 def note(text: str) -> None:
     """A remark on stderr, so that stdout stays readable by programs; a quiet command has none."""
     if not is_quiet():
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {harmless(text)}", file=sys.stderr)
 
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {harmless(text)}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

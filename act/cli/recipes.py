@@ -29,7 +29,6 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.set_defaults(overrides=[])
     actions = parser.add_subparsers(dest="action", metavar="ls|show|cp|validate|freeze|push|pull", required=True)
     ls = actions.add_parser("ls", help="list the shipped and the pulled recipes")
     json_argument(ls)
@@ -65,11 +64,11 @@ def _ls(args: argparse.Namespace) -> int:
     for name, path in known:
         try:
             recipe = load_recipe(path)
-            stages, about = " + ".join(recipe.strategies), recipe.description.strip().split("\n")[0]
+            stages, about = list(recipe.strategies), recipe.description.strip().split("\n")[0]
         except InputError as error:
-            stages, about = "", f"cannot be used here: {error.problems[0]}"
-        rows.append([name, stages, about])
-        found.append({"name": name, "path": str(path), "strategies": stages.split(" + "), "description": about})
+            stages, about = [], f"cannot be used here: {error.problems[0]}"
+        rows.append([name, " + ".join(stages), about])
+        found.append({"name": name, "path": str(path), "strategies": stages, "description": about})
     if args.json:
         print_json(found)
     else:

@@ -67,7 +67,8 @@ def _print(name: str, lines: Sequence[Line], as_json: bool) -> int:
     if as_json:
         print_json({"recipe": name, "holds": not failed, "results": [dataclasses.asdict(line) for line in lines]})
     else:
-        verdict = f"{failed} results do NOT hold" if failed else f"all {held} compared results hold"
+        held_or_none = f"all {held} compared results hold" if held else "nothing could be compared"
+        verdict = f"{failed} results do NOT hold" if failed else held_or_none
         rows = [[line.what, line.recorded, line.found, line.verdict, line.reason] for line in lines]
         table(f"{name}: {verdict}", ["what", "recorded", "here", "", "remark"], rows, right=["recorded", "here"])
     return 3 if failed else 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from act.cli.common import json_argument, read, recipe_arguments
 from act.cli.output import note, print_json, table
+from act.cli.sharing import show_pulled
 from act.errors import InputError
 from act.verbosity import is_quiet
 
@@ -87,6 +88,7 @@ def command(args: argparse.Namespace) -> int:
 
     _alone()
     recipe = read(args)
+    show_pulled(args.recipe, recipe)
     space = read_space(args.space, recipe)
     objectives = args.objectives.split(",") if args.objectives is not None else default_objectives(recipe)
     check_objectives(objectives, recipe)

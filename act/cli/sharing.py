@@ -98,10 +98,9 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {"freeze": freeze, "pu
 def show_pulled(name: str, recipe: Any) -> None:
     """Before a pulled recipe runs: where it came from and what it will do, on stderr. Nothing for other recipes."""
     from act.recipe.paths import find_recipe
-    from act.recipe.pulled import list_pulled
+    from act.recipe.pulled import pulled_at
     from act.share.summary import summary
 
-    path = find_recipe(name)
-    item = next((item for item in list_pulled() if item.path == path), None)
+    item = pulled_at(find_recipe(name))
     for what, words in summary(recipe, item.lock) if item is not None else []:
         note(f"{what}: {words}")

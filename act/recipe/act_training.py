@@ -30,7 +30,7 @@ def _learning_rate(values: Tree, section: str, problems: Problems, notes: list[s
     path = f"{section}.learning_rate"
     given = dict(values.pop("learning_rate"))
     kind = given.pop("type", None)
-    if kind not in _SCHEDULES:
+    if not isinstance(kind, str) or kind not in _SCHEDULES:
         problems.add(
             path,
             f"the schedule {shown(kind)} has no counterpart; write learning_rate as a number, with scheduler "

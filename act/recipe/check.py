@@ -18,7 +18,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 METRICS = ("top1", "agreement")
 # Keyword arguments of timm.create_model that read other files or the network, and may unpickle what they find.
 FORBIDDEN_KWARGS = ("checkpoint_path", "cache_dir", "pretrained")
-_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,20 @@ def check_model(cfg: ModelConfig, key: str, problems: Problems) -> None:
     for name in cfg.kwargs:
         if name.startswith(FORBIDDEN_KWARGS):
             problems.add(f"{key}.kwargs.{name}", f"would read another file; write {key}.checkpoint or {key}.pretrained")
-    if cfg.name is None or cfg.name.startswith(_HUB):
-        return
+    problem = None if cfg.name is None else unknown_model(cfg.name)
+    if problem is not None:
+        problems.add(f"{key}.name", problem)
+
+
+def unknown_model(name: str) -> str | None:
+    """None for a name of timm's, with or without the tag of its weights; else what is wrong with it."""
     import timm
 
-    base = cfg.name.partition(".")[0]
-    if not timm.is_model(base):
-        hint = near(base, timm.list_models()) or "; allowed: what timm.list_models() lists"
-        problems.add(f"{key}.name", f"timm {timm.__version__} has no model {shown(cfg.name)}{hint}")
+    known = timm.list_models()
+    if name in known or (timm.is_model(name) and name in timm.list_pretrained()):
+        return None
+    hint = near(name, known) or "; allowed: what timm.list_models() lists"
+    return f"timm {timm.__version__} has no model {shown(name)}{hint}"
 
 
 def check_data(cfg: DataConfig, problems: Problems) -> None:
@@ -149,8 +154,10 @@ def check_export(cfg: ExportConfig, problems: Problems) -> None:
     """Ranges of the export section."""
     _ranges(cfg, _EXPORT, "export", problems)
     _choices(cfg, "export", "export", problems)
-    if not cfg.formats:
-        problems.add("export.formats", "names no file format; allowed: at least onnx")
+    from act.run.formats import name_problem  # which needs the schema of recipes itself
+
+    if (problem := name_problem(cfg.formats)) is not None:
+        problems.add("export.formats", problem)
     for index, batch in enumerate(cfg.benchmark_batches):
         if not 1 <= batch <= 65_536:
             problems.add(f"export.benchmark_batches[{index}]", f"{batch} is out of range; allowed: 1 to 65536")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from act.errors import InputError
 
+LARGEST = 2**63  # no whole number of a recipe is as large, and longer ones cannot even be printed
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
 
 
@@ -57,8 +58,12 @@ def near(name: str, options: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """`value` as a short piece of an error message."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return short("null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value), 60)
+
+
+def short(text: str, most: int = 200) -> str:
+    """`text`, cut where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def build(cls: type, values: Any, key: str, problems: Problems) -> Any | None:
@@ -169,14 +174,14 @@ def _sequence(kind: Any, value: Any, key: str, problems: Problems) -> Any:
 def _scalar(kind: Any, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return _Wrong(f"{value} is not a usable number; expected {describe(kind)}")
-    if type(value) is int and abs(value) >= 2**63:
+    if type(value) is int and abs(value) >= LARGEST:
         return _Wrong("a number too large to use")
     if type(value) is kind:
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
         return float(value)
-    if kind is int and number and float(value).is_integer():
+    if kind is int and number and float(value).is_integer() and abs(value) < LARGEST:
         return int(value)
     hint = ""
     if kind is str and (number or isinstance(value, bool)):

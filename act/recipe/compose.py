@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from act.recipe.coerce import Problems, near, shown
+from act.recipe.coerce import Problems, near, short, shown
 from act.recipe.guard import DROPPED, plain, usable_key
 from act.recipe.paths import configs_dir
 
@@ -44,10 +44,10 @@ class Overrides:
         for word in words:
             try:
                 self._add(word, parser.parse_override(word), known, section)
-            except HydraException as error:
+            except (HydraException, ValueError, RecursionError) as error:  # too long a number, too deep a list
                 reason = str(error).splitlines()[0]
                 self.problems.append(
-                    f"command line: {word}: not key=value ({reason}); quote unusual text: 'key=\"...\"'"
+                    f"command line: {short(word)}: not key=value ({short(reason)}); quote unusual text: 'key=\"...\"'"
                 )
 
     def _add(self, word: str, override: Override, known: dict[str, list[str]], section: Callable[[str], str]) -> None:
@@ -58,7 +58,8 @@ class Overrides:
         if override.is_delete():
             if rest or override.value() is not None:
                 problems.add(key, "only a whole section can be removed, as in ~Prune")
-            self.removed.append(key)
+            else:
+                self.removed.append(key)
         elif override.is_sweep_override():
             problems.add(key, f"{shown(word)} is a sweep; give one value")
         elif override.package is not None or not all(parts):
@@ -108,7 +109,8 @@ def compose_groups(body: Tree, defaults: Any, overrides: Overrides, problems: Pr
     with tempfile.TemporaryDirectory() as folder:
         # JSON is YAML in which every text is quoted, so no value changes its type on the way.
         Path(folder, "recipe.yaml").write_text(json.dumps(primary), encoding="utf-8")
-        search = f"hydra.searchpath=[{json.dumps('file://' + str(configs_dir()))}]"
+        # Hydra's quotes are those of JSON but for escapes of characters beyond ASCII, which a path may have.
+        search = f"hydra.searchpath=[{json.dumps('file://' + str(configs_dir()), ensure_ascii=False)}]"
         try:
             with initialize_config_dir(config_dir=folder, version_base="1.3"):
                 merged = OmegaConf.to_container(compose("recipe", overrides=[search]), resolve=False)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from act.recipe.coerce import Problems, shown
-from act.recipe.text import MAX_DEPTH, STEERING
+from act.recipe.coerce import LARGEST, Problems, shown
+from act.recipe.text import MAX_DEPTH
+from act.steering import STEERING
 
 _CODE_KEY = re.compile(r"_\w+_")
 _MAX_TEXT = 20_000
@@ -70,6 +71,8 @@ def usable_key(name: Any, path: str, problems: Problems) -> bool:
 def _problem(value: bool | int | float | str | None) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a usable number"
+    if isinstance(value, int | float) and abs(value) >= LARGEST:
+        return "a number too large to use"
     if not isinstance(value, str):
         return None
     if "${" in value:

@@ -38,6 +38,7 @@ __all__ = [
     "Loaded",
     "dump_recipe",
     "load_recipe",
+    "read_document",
     "read_recipe",
     "recipe_from_dict",
     "recipe_hash",
@@ -78,10 +79,16 @@ def read_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Load
     """As `load_recipe`, with the notes."""
     path = find_recipe(path_or_name)
     document = text.parse(text.read_text(path), str(path))
-    registry = load_strategies()
-    problems = Problems(str(path), canonical_lines(document.lines, registry))
-    problems.found += [f"{path}:{problem}" for problem in document.problems]
-    return _read(document.values, overrides, path.resolve().parent, problems, default_name=path.stem)
+    return read_document(document, str(path), path.resolve().parent, overrides, path.stem)
+
+
+def read_document(
+    document: text.Document, source: str, folder: Path, overrides: Sequence[str] = (), default_name: str = "recipe"
+) -> Loaded:
+    """The recipe in parsed YAML; relative paths start at `folder`. Raises as `load_recipe`."""
+    problems = Problems(source, canonical_lines(document.lines, load_strategies()))
+    problems.found += [f"{source}:{problem}" for problem in document.problems]
+    return _read(document.values, overrides, folder, problems, default_name)
 
 
 def recipe_from_dict(
@@ -125,8 +132,10 @@ def _read(
     body = _known_sections(rename_sections(tree, registry, problems), registry, problems)
     overrides = Overrides(words, lambda name: section_name(name, registry))
     problems.found += overrides.problems
-    problems.overridden.update(overrides.keys)
-    composed = compose_groups(body, defaults, overrides, problems)
+    problems.overridden.update([*overrides.keys, *overrides.removed])
+    _known_sections(dict.fromkeys(overrides.removed), registry, problems)  # what is misspelled would remove nothing
+    kept = {key: value for key, value in kept.items() if key not in overrides.removed}
+    composed = compose_groups(body, None if "defaults" in overrides.removed else defaults, overrides, problems)
     overrides.apply(composed, problems)
     _forget(composed, overrides.removed)
     composed = _known_sections(rename_sections(composed, registry, problems), registry, problems)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
 from act.errors import InputError
+from act.recipe.coerce import short
 from act.recipe.pulled import find_pulled
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -41,13 +43,13 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if not str(name):
         raise InputError("RECIPE: empty; name a YAML file or a shipped recipe (see: vitcompress recipes ls)")
-    if path.is_dir() and str(name) not in {shipped.stem for shipped in list_recipes()}:
+    if os.path.isdir(path) and str(name) not in {shipped.stem for shipped in list_recipes()}:
         raise InputError(f"{name}: a folder; a recipe is one YAML file")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if len(path.parts) == 1:
         for candidate in (recipes_dir() / path.name, recipes_dir() / f"{path.name}.yaml"):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return candidate
         pulled = find_pulled(path.name)
         if pulled is not None:
@@ -55,7 +57,7 @@ def find_recipe(name: str | Path) -> Path:
     shipped = [recipe.stem for recipe in list_recipes()]
     near = get_close_matches(path.stem, shipped, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise InputError(f"{name}: no such recipe file{hint}; shipped recipes: {', '.join(shipped) or 'none'}")
+    raise InputError(f"{short(str(name))}: no such recipe file{hint}; shipped recipes: {', '.join(shipped) or 'none'}")
 
 
 def is_recipe(name: str) -> bool:
@@ -76,13 +78,14 @@ def asset(name: str) -> Path:
     if not exists(path):
         near = get_close_matches(inner.parts[0], _asset_names(), n=1)
         hint = f" (did you mean {BUILTIN}{near[0]}?)" if near else ""
-        raise InputError(f"{name}: no such embedded asset{hint}; known: {', '.join(_asset_names())}")
+        raise InputError(f"{short(name)}: no such embedded asset{hint}; known: {', '.join(_asset_names())}")
     return path
 
 
 def exists(path: Path) -> bool:
     """Whether `path` is there, or lies inside a tar that is (which folders a tar holds is not looked at)."""
-    return path.exists() or any(parent.suffix == ".tar" and parent.is_file() for parent in path.parents)
+    # os.path takes names that the file system refuses, too long ones for instance, where pathlib raises.
+    return os.path.exists(path) or any(parent.suffix == ".tar" and os.path.isfile(parent) for parent in path.parents)
 
 
 def _asset_names() -> list[str]:

@@ -1,4 +1,7 @@
-"""Recipes from elsewhere, kept in the user's cache by their hash: HASH/NAME.yaml with HASH/NAME.lock.json beside it."""
+"""Recipes from elsewhere, kept in the user's cache by their hash: HASH/NAME.yaml with HASH/NAME.lock.json beside it.
+
+The same content from another address lies in a folder HASH-ADDRESS.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,13 @@ def cache_dir() -> Path:
 def keep(data: bytes, name: str, source: str, revision: str | None) -> Pulled:
     """Write a recipe and its lock to the cache; the lock comes last, since it is what says that the recipe is there."""
     digest = hashlib.sha256(data).hexdigest()
-    found = Pulled(
-        cache_dir() / digest / f"{name}.yaml",
-        Lock(source, revision, digest, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
-    )
+    lock = Lock(source, revision, digest, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    path = cache_dir() / digest / f"{name}.yaml"
+    before = pulled_at(path)
+    if before is not None and before.lock.source != source:
+        # Each address keeps a lock of its own, by which a later change of its content is noticed.
+        path = cache_dir() / f"{digest}-{hashlib.sha256(source.encode()).hexdigest()[:12]}" / path.name
+    found = Pulled(path, lock)
     try:
         write_bytes(found.path, data)
         write_json(found.path.with_suffix(_LOCK), asdict(found.lock))
@@ -63,14 +69,27 @@ def keep(data: bytes, name: str, source: str, revision: str | None) -> Pulled:
 
 def list_pulled() -> list[Pulled]:
     """Every pulled recipe, the newest first; InputError for a lock that cannot be read."""
-    found = []
-    for file in sorted(cache_dir().glob(f"*/*{_LOCK}")):
-        try:
-            lock = Lock(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{file}: cannot be read: {error}; remove it and pull the recipe again") from error
-        found.append(Pulled(file.with_name(file.name.removesuffix(_LOCK) + ".yaml"), lock))
+    found = [
+        Pulled(file.with_name(file.name.removesuffix(_LOCK) + ".yaml"), _read_lock(file))
+        for file in sorted(cache_dir().glob(f"*/*{_LOCK}"))
+    ]
     return sorted(found, key=lambda item: item.lock.pulled, reverse=True)
+
+
+def pulled_at(path: Path) -> Pulled | None:
+    """The pulled recipe whose file is `path`, None for any other file; InputError for a lock that cannot be read."""
+    file = path.with_suffix(_LOCK)
+    return Pulled(path, _read_lock(file)) if path.is_relative_to(cache_dir()) and file.is_file() else None
+
+
+def _read_lock(file: Path) -> Lock:
+    try:
+        lock = Lock(**json.loads(file.read_text(encoding="utf-8")))
+        if not all(isinstance(value, str) for value in (lock.source, lock.sha256, lock.pulled)):
+            raise TypeError("its values are no texts")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read: {error}; remove it and pull the recipe again") from error
+    return lock
 
 
 def find_pulled(name: str) -> Pulled | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from act.errors import InputError
-from act.recipe.coerce import Problems
+from act.recipe.coerce import Problems, short
 from act.recipe.paths import BUILTIN, asset, assets_dir, exists
 from act.recipe.schema import DataConfig, ModelConfig, Recipe
 
 _DATA_PATHS = ("train", "val", "calibration", "class_map")
-_HUB_DATA = "hfds/"
+_HUB_DATA, _SHARDS = "hfds/", "wds/"
+_HUB_NAME = re.compile(r"hfds/\w[\w.-]*(?:/\w[\w.-]*)?(?:@[^/]*)?", re.ASCII)
 
 
 def resolve_references(recipe: Recipe, folder: Path, problems: Problems) -> None:
@@ -27,7 +31,7 @@ def resolve_references(recipe: Recipe, folder: Path, problems: Problems) -> None
         value = getattr(recipe.data, name)
         if value is not None:
             setattr(recipe.data, name, _data(value, f"data.{name}", folder, problems))
-    if recipe.data.class_map is not None and Path(recipe.data.class_map).is_dir():
+    if recipe.data.class_map is not None and os.path.isdir(recipe.data.class_map):
         problems.add("data.class_map", f"{recipe.data.class_map}: a folder; allowed: a text file, one class per line")
     for key, model in model_configs(recipe):
         if model.checkpoint is not None:
@@ -68,19 +72,39 @@ def without_locations(recipe: Recipe) -> Recipe:
     return found
 
 
-def names_file(key: str) -> bool:
+def local_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, path) of every file or folder that a recipe's values name, embedded and Hub data left out."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from local_paths(value, f"{key}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield from local_paths(item, f"{key}[{index}].")
+        elif _names_file(key) and isinstance(value, str) and is_local(value):
+            yield key, value
+
+
+def _names_file(key: str) -> bool:
     """Whether the dotted key of a recipe holds a location."""
     section, _, name = key.rpartition(".")
     return name == "checkpoint" or (section == "data" and name in _DATA_PATHS)
 
 
 def is_local(location: str) -> bool:
-    """Whether `location` is a file or folder of a machine; embedded assets and data sets of the Hub are not."""
-    return not location.startswith((BUILTIN, _HUB_DATA))
+    """Whether `location` is a file or folder of a machine; embedded assets and data sets of the Hub are not.
+
+    A data set is NAME or OWNER/NAME. The library that reads it takes paths as well, and those are local.
+    """
+    return not (location.startswith(BUILTIN) or _HUB_NAME.fullmatch(location))
 
 
 def portable(location: str) -> str:
     """`location` as it may be shown to others: an embedded asset by its name, a local path by its last part."""
+    for prefix in (_HUB_DATA, _SHARDS):
+        if location.startswith(f"{prefix}/"):  # an absolute path behind it
+            return prefix + portable(location.removeprefix(prefix))
     path = Path(location)
     if path.is_absolute():
         return _as_builtin(path) or path.name
@@ -100,10 +124,9 @@ def _as_builtin(path: Path) -> str | None:
 def _data(value: str, key: str, folder: Path, problems: Problems) -> str:
     if value.startswith(_HUB_DATA):
         return value
-    if value.startswith("wds/"):
-        pattern = Path(value.removeprefix("wds/")).expanduser()
-        beside = folder.resolve() / pattern
-        return f"wds/{beside}" if beside.exists() or any(_glob(folder.resolve(), pattern)) else value
+    if value.startswith(_SHARDS):
+        beside = os.path.join(folder.resolve(), os.path.expanduser(value.removeprefix(_SHARDS)))
+        return f"{_SHARDS}{beside}" if os.path.exists(beside) or glob.glob(beside) else value
     if value.startswith(BUILTIN):
         _asset(value, key, problems)
         return value
@@ -114,7 +137,7 @@ def _checkpoint(value: str, key: str, folder: Path, problems: Problems) -> str:
     if value.startswith(BUILTIN):
         return _asset(value, key, problems)
     path = _found(value, key, folder, problems)
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         problems.add(key, f"{value}: a folder; allowed: a .safetensors file, or a torch file")
     return path
 
@@ -137,13 +160,11 @@ def _found(value: str, key: str, folder: Path, problems: Problems) -> str:
     except (OSError, RuntimeError, ValueError):  # names the file system refuses: too long, unknown ~user, NUL
         problems.add(key, f"{value[:60]!r} cannot be a path")
         return value
-    looked = " or ".join(str(candidate.parent) for candidate in candidates)
-    problems.add(key, f"{value}: no such file or folder (looked in {looked}); relative paths start at the recipe")
+    looked = short(" or ".join(str(candidate.parent) for candidate in candidates), 400)
+    problems.add(
+        key, f"{short(value)}: no such file or folder (looked in {looked}); relative paths start at the recipe"
+    )
     return value
-
-
-def _glob(folder: Path, pattern: Path) -> Iterator[Path]:
-    return iter(()) if pattern.is_absolute() else folder.glob(str(pattern))
 
 
 def _nested_models(value: Any, key: str) -> Iterator[tuple[str, ModelConfig]]:

@@ -14,7 +14,9 @@ from act.recipe.coerce import Problems, convert, shown
 
 HASH = re.compile(r"[0-9a-f]{64}")
 _TEXTS = ("name", "format", "sha256")
-_NESTED = ("latency", "speedup")  # by runtime and batch size
+
+# By runtime and batch size.
+_NESTED: dict[str, Any] = {"latency": dict[str, dict[str, dict[str, float]]], "speedup": dict[str, dict[str, float]]}
 
 
 @dataclass
@@ -66,7 +68,7 @@ def check_results(results: dict[str, Any], problems: Problems) -> None:
                     problems.add(where, f"{shown(text)} is no sha256; allowed: 64 hexadecimal digits")
         elif name in ("stages", "artifacts"):
             _rows(value, key, "name" if name == "stages" else "format", problems)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and name not in _NESTED:
             _row(value, key, problems)
         elif not _number(value):
             problems.add(key, f"{shown(value)}: neither a figure nor a row of figures; free text goes under `command`")
@@ -88,7 +90,7 @@ def _rows(value: Any, key: str, label: str, problems: Problems) -> None:
         problems.add(key, f"expected a list of rows of figures, got {shown(value)}")
         return
     for index, row in enumerate(value):
-        if not isinstance(row, dict) or not isinstance(row.get(label), str):
+        if not isinstance(row, dict) or not isinstance(row.get(label), str) or not row[label]:
             problems.add(f"{key}[{index}]", f"{shown(row)}: expected a row of figures with its {label}")
         else:
             _row(row, f"{key}[{index}]", problems)
@@ -99,17 +101,9 @@ def _row(row: dict[str, Any], key: str, problems: Problems) -> None:
         if name in _TEXTS:
             convert(str, value, f"{key}.{name}", problems)
         elif name in _NESTED and isinstance(value, dict):
-            _numbers(value, f"{key}.{name}", problems)
+            convert(_NESTED[name], value, f"{key}.{name}", problems)
         elif not _number(value):
             problems.add(f"{key}.{name}", f"{shown(value)} is no figure; allowed: a number")
-
-
-def _numbers(value: dict[str, Any], key: str, problems: Problems) -> None:
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            _numbers(inner, f"{key}.{name}", problems)
-        elif not _number(inner):
-            problems.add(f"{key}.{name}", f"{shown(inner)} is no figure; allowed: a number")
 
 
 def _number(value: Any) -> bool:

@@ -14,11 +14,11 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from act.errors import InputError
+from act.steering import STEERING
 
 MAX_BYTES = 128 * 1024
+TOO_LARGE = f"larger than {MAX_BYTES // 1024} KiB; a recipe is a short YAML file"
 MAX_DEPTH = 16
-# Control characters and those that reorder text: what a terminal shows would not be what the file says.
-STEERING = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 EXAMPLE = "a recipe names at least a model and data (see: vitcompress recipes show)"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
@@ -64,14 +64,19 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: unreadable, larger than MAX_BYTES, or not UTF-8 text.
     """
+    return decode(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a recipe file; InputError if it cannot be read or is larger than MAX_BYTES."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES // 1024} KiB; a recipe is a short YAML file")
-    return decode(data, str(path))
+        raise InputError(f"{path}: {TOO_LARGE}")
+    return data
 
 
 def decode(data: bytes, source: str) -> str:

@@ -6,7 +6,7 @@ torch model, timed, listed in the report, and sealed by the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,17 +179,19 @@ def in_order(formats: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(formats), key=lambda name: name != MAIN)
 
 
+def name_problem(names: Sequence[str]) -> str | None:
+    """None where all names are known and the main file is among them; else what is wrong."""
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        return f"{', '.join(unknown) or 'empty'}; allowed: {', '.join(FORMATS)}"
+    return None if MAIN in names else f"{', '.join(names)}; add {MAIN}, from which the others are made"
+
+
 def format_problems(formats: Iterable[str]) -> list[str]:
     """One line for each name that this installation cannot write, and one when the main file is not asked for."""
     names = list(formats)
-    unknown = [name for name in names if name not in FORMATS]
-    problems = []
-    if unknown or not names:
-        problems.append(
-            f"export.formats: {', '.join(unknown) or 'empty'}; a run writes and verifies {', '.join(FORMATS)}"
-        )
-    elif MAIN not in names:
-        problems.append(f"export.formats: {', '.join(names)}; add {MAIN}, from which the others are made")
+    problem = name_problem(names)
+    problems = [] if problem is None else [f"export.formats: {problem}"]
     for name in names:
         reason = FORMATS[name].missing() if name in FORMATS else None
         if reason is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FORMS = "{choice: [A, B]}, {int: [LOW, HIGH], step: N} or {float: [LOW, HIGH], log: true}"
 KINDS = ("choice", "int", "float")
+_MOST = 10**15  # steps of a range; decimals cannot tell more of them apart
 _MANY = 32  # up to so many values of a range are checked one by one
 
 
@@ -147,6 +148,8 @@ def _range(key: str, kind: str, given: Mapping[str, Any], problems: Problems) ->
         problems.add(key, "log and step exclude each other; keep one of them")
     if step is not None and not 0 < step <= high - low:
         problems.add(f"{key}.step", f"{step:g}; allowed: above 0, up to {high - low:g}")
+    elif step is not None and (high - low) / step > _MOST:
+        problems.add(f"{key}.step", f"{step:g} makes more than {_MOST:g} steps from {low:g} to {high:g}; leave it out")
     elif step is not None and (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
         problems.add(f"{key}.step", f"{step:g} does not lead from {low:g} to {high:g}; choose HIGH so that it does")
     return Dimension(key, (), low, high, step, log, kind == "int")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from act.errors import InputError
 from act.recipe.load import recipe_hash
+from act.recipe.references import local_paths
 from act.search.figures import Trial, directions, violations
 from act.search.lock import alone, take
 from act.search.space import Space
@@ -166,10 +167,12 @@ class Queue:
         if set(trial.params) != set(self.space.distributions()):
             return None, "its process ended while it was proposed"
         try:
-            recipe = self.space.recipe(self.space.point(trial.params))
+            point = self.space.point(trial.params)
+            recipe = self.space.recipe(point)
         except InputError as error:
             return None, "; ".join(error.problems)
-        same = recipe_hash(recipe)
+        # The hash has the last part of paths only, to be the same on every machine; here paths may be what differs.
+        same = " ".join([recipe_hash(recipe), *(f"{key}={path}" for key, path in local_paths(point))])
         for other in self.study.get_trials(deepcopy=False):
             if other.user_attrs.get("recipe_hash") == same and other.number != trial.number:
                 return None, f"the same recipe as trial {other.number}"

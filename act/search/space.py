@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -132,7 +133,7 @@ def changed(base: Recipe, point: Mapping[str, Any], source: str) -> Recipe:
     problems = Problems(source)
     for key, value in sorted(point.items(), key=lambda item: item[0].count(".")):  # sections before what is in them
         if key not in off and not any(key.startswith(prefix) for prefix in without):
-            set_value(tree, key.split("."), value, problems)
+            set_value(tree, key.split("."), copy.deepcopy(value), problems)  # more may be set inside it
     problems.raise_if_any()
     return recipe_from_dict(tree, [f"~{key}" for key in off], source=source)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_storage(location: str | None, folder: Path) -> BaseStorage:
 
     where = location if location is not None else str(folder / JOURNAL)
     try:
-        if where.startswith("redis"):
+        if where.startswith(("redis://", "rediss://", "redis+")):
             return JournalStorage(JournalRedisBackend(where))
         if "://" in where:
             return RDBStorage(where)
@@ -63,7 +64,10 @@ def open_storage(location: str | None, folder: Path) -> BaseStorage:
 
 def without_password(location: str) -> str:
     """A URL as it may be printed."""
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:  # no URL; what looks like a password in it is left out all the same
+        return re.sub(r":[^/@]*@", ":...@", location)
     if parts.password is None:
         return location
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":...@")))

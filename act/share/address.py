@@ -46,6 +46,8 @@ def parse(text: str) -> Address:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise InputError(f"{text}: not an address: {error}; allowed: {FORMS}") from error
+    if not text.isascii() or any(character <= " " for character in text):
+        raise InputError(f"{text}: spaces and characters beyond ASCII are written percent-encoded in an address")
     if not host or not parts.path.endswith(_SUFFIXES):
         raise InputError(f"{text}: names no recipe; allowed: {FORMS}")
     if parts.username is not None or parts.query or parts.fragment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import time
 import urllib.error
 import urllib.request
@@ -11,12 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from act.errors import ActError, InputError
-from act.recipe.text import MAX_BYTES
+from act.recipe.coerce import short
+from act.recipe.text import MAX_BYTES, TOO_LARGE, read_bytes
 from act.share.address import LOCALHOSTS, Address
 
 TIMEOUT = 20.0  # seconds without an answer
 LONGEST = 60.0  # seconds for the whole file
-_TOO_LARGE = f"larger than {MAX_BYTES // 1024} KiB; a recipe is a short YAML file"
 
 
 class Unreachable(ActError):
@@ -40,18 +41,9 @@ def fetch(address: Address) -> tuple[bytes, str | None]:
 
 
 def _file(path: Path) -> bytes:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    return limited(path)
-
-
-def limited(path: Path) -> bytes:
-    """The content of a file that is no larger than a recipe may be."""
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: {_TOO_LARGE}")
-    return data
+    if not os.path.isfile(path):
+        raise InputError(f"{short(str(path))}: no such file")
+    return read_bytes(path)
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
@@ -71,27 +63,31 @@ def _web(url: str) -> bytes:
         handlers.append(urllib.request.ProxyHandler({}))
     try:
         with urllib.request.build_opener(*handlers).open(url, timeout=TIMEOUT) as answer:
-            length = answer.headers.get("Content-Length", "")
-            if length.isdecimal() and int(length) > MAX_BYTES:
-                raise InputError(f"{url}: {_TOO_LARGE}")
             return _read(answer, url)
     except urllib.error.HTTPError as error:
         said = f"{url}: the server answers {error.code} {' '.join(str(error.reason).split())[:200]}"
         if error.code >= 500:
             raise Unreachable(f"{said}; try again later") from error
         raise InputError(f"{said}; check the address") from error
+    except UnicodeError as error:  # what no host can be called
+        raise InputError(f"{url}: not an address; check the host") from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error) or type(error).__name__
         raise Unreachable(f"{url}: cannot be reached: {reason}") from error
 
 
 def _read(answer: Any, url: str) -> bytes:
+    length: int | None = answer.length  # as announced; reading changes it in some versions of Python
+    if length is not None and length > MAX_BYTES:
+        raise InputError(f"{url}: {TOO_LARGE}")
     end = time.monotonic() + LONGEST
     data = b""
     while chunk := answer.read1(16_384):
         data += chunk
         if len(data) > MAX_BYTES:
-            raise InputError(f"{url}: {_TOO_LARGE}")
+            raise InputError(f"{url}: {TOO_LARGE}")
         if time.monotonic() > end:
             raise Unreachable(f"{url}: still sending after {LONGEST:.0f} s")
+    if length is not None and len(data) < length:  # half a recipe may well be a recipe, of another kind
+        raise Unreachable(f"{url}: the answer ended after {len(data)} of {length} bytes; try again")
     return data

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
 
 from act.errors import InputError
 from act.recipe import text
-from act.recipe.load import recipe_from_dict
-from act.recipe.references import is_local, names_file
+from act.recipe.load import read_document
+from act.recipe.references import local_paths
 from act.recipe.schema import Recipe
 
 
@@ -21,18 +20,4 @@ def read_foreign(data: bytes, source: str) -> Recipe:
     ]
     if paths:
         raise InputError(paths)
-    return recipe_from_dict(document.values, source=source)
-
-
-def local_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, path) of every file or folder that a recipe's values name, embedded and Hub data left out."""
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from local_paths(value, f"{key}.")
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    yield from local_paths(item, f"{key}[{index}].")
-        elif names_file(key) and isinstance(value, str) and is_local(value):
-            yield key, value
+    return read_document(document, source, Path.cwd()).recipe

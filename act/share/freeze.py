@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from act.errors import InputError
+from act.recipe.check import NAME
 from act.recipe.dump import dump_recipe
 from act.recipe.load import load_recipe
 from act.run.folder import RunFolder
@@ -16,8 +17,10 @@ def freeze(run: Path, name: str) -> tuple[str, list[str]]:
     """The recipe of a finished run as YAML text, and a line for each thing that its user has to bring.
 
     Every default is written out; `results` are those of report.json, with the hashes of model and images. `name`
-    becomes the recipe's. InputError if `run` is no finished run of this version.
+    becomes the recipe's. InputError if it cannot be, or `run` is no finished run of this version.
     """
+    if not NAME.fullmatch(name):
+        raise InputError(f"{name}: cannot name a recipe; allowed: letters, digits, '.', '_', '-', up to 100")
     report = read_report(RunFolder(run))
     source = run / "artifact" / "recipe.yaml"
     if report is None or not source.is_file():

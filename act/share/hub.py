@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from act.errors import InputError
-from act.recipe.text import MAX_BYTES
+from act.recipe.text import MAX_BYTES, TOO_LARGE, read_bytes
 from act.share.address import Address
-from act.share.fetch import Unreachable, limited
+from act.share.fetch import Unreachable
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ def fetch_hub(address: Address) -> tuple[bytes, str]:
         if size is None:
             raise InputError(f"{address.text}: no such file in commit {commit[:12]}")
         if size > MAX_BYTES:
-            raise InputError(f"{address.text}: larger than {MAX_BYTES // 1024} KiB; a recipe is a short YAML file")
-        return limited(Path(api.hf_hub_download(address.repo, address.path, revision=commit))), commit
+            raise InputError(f"{address.text}: {TOO_LARGE}")
+        return read_bytes(Path(api.hf_hub_download(address.repo, address.path, revision=commit))), commit
 
     return _asked(address, download)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -79,8 +80,8 @@ def _one_file(address: Address) -> Address:
     """A local folder stands for the one recipe in it; a local path is made absolute, since the lock names it."""
     if address.kind != "file":
         return address
-    path = Path(address.text).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(address.text))
+    if os.path.isdir(path):  # unlike pathlib's, it takes any text
         found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"

@@ -10,11 +10,11 @@ from act.errors import InputError
 from act.recipe.dump import dump_recipe
 from act.recipe.load import read_recipe
 from act.recipe.paths import find_recipe
-from act.recipe.references import without_local_paths
+from act.recipe.references import local_paths, without_local_paths
 from act.recipe.text import parse as parse_yaml
 from act.recipe.text import read_text
 from act.share.address import FORMS, parse
-from act.share.foreign import local_paths, read_foreign
+from act.share.foreign import read_foreign
 from act.share.leaks import find_leaks
 from act.share.local import write_new
 
