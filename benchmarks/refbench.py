@@ -99,7 +99,7 @@ def main() -> int:
     parser.add_argument("--bench", choices=tuple(BENCHES), required=True)
     parser.add_argument("--dir", type=Path, required=True, help="run folder; an interrupted run in it continues")
     parser.add_argument("--labelled", action="store_true", help="train with the labels of the training images")
-    parser.add_argument("--shared", type=Path, help="a folder in common with other runs; equal stages are computed once")
+    parser.add_argument("--shared", type=Path, help="a folder in common with other runs, for stages that are equal")
     parser.add_argument("--force", action="store_true", help="take over a folder of another recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further changes of the recipe")
     args = parser.parse_intermixed_args()

@@ -283,8 +283,9 @@ def check_layers(stages: list[Stage], original: nn.Module, ctx: Context) -> None
         except InputError as error:
             problems += error.problems
             continue
-        problems += unmatched_globs(stage.strategy.name, stage.strategy.config, layers)
-        if not layers.done and stage.strategy.phase is not Phase.OBJECTIVE:
+        unmatched = unmatched_globs(stage.strategy.name, stage.strategy.config, layers)
+        problems += unmatched
+        if not unmatched and not layers.done and stage.strategy.phase is not Phase.OBJECTIVE:
             reasons = list(dict.fromkeys(layer.reason for layer in layers.left))
             problems.append(
                 f"{stage.strategy.name}: no layer of this model would be changed "
