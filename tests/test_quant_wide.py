@@ -22,8 +22,11 @@ from act.export import export_onnx
 from act.export.contrib import export_contrib
 from act.export.forms import WideQuantizeDequantize
 from act.layers import CompressedLinear
+from act.quant.calibrate import activation_quantizers
 from act.quant.config import QuantConfig
 from act.quant.fake_quant import FakeQuantize
+from act.recipe.load import load_recipe
+from act.run.runner import run
 from act.verify.match import Expected, inputs_match
 from act.verify.onnx_file import OnnxFile
 from act.verify.rules import Broken, standard_onnx, symmetric
@@ -135,3 +138,16 @@ def test_impossible_combinations() -> None:
     assert "quantize_op_types: matmul multiplies two activations of 8 bits or less" in problem
     (problem,) = QuantConfig(activation_bits=9).problems()
     assert problem == "activation_bits: 9; allowed: 2 to 8, 16, or 0 for floating point"
+
+
+def test_a_run_that_lost_too_much_gives_the_worst_layers_16_bits(tmp_path: Path) -> None:
+    words = ["~Prune", "~QuantAware", "~Distillation", "~TrainConfig", "QuantPost.activation_bits=3"]
+    words += ["target.max_drop=null", "target.min_agreement=100", "target.attempts=2", "export.benchmark=false"]
+    report = run(load_recipe("quickstart", [*words, "data.limit_val=200"]), tmp_path / "run").report
+    first, second = report["attempts"]
+    assert first["reason"] == "as the recipe says"
+    assert second["reason"].startswith("QuantPost: 16-bit inputs for blocks.")
+    named = second["reason"].removeprefix("QuantPost: 16-bit inputs for ").removesuffix(", which cost most").split(", ")
+    model = load(tmp_path / "run" / "attempts" / "02")
+    assert {q.bits for name in named if (q := model.get_submodule(name).input_quantizer) is not None} == {16}
+    assert all(q.bits == 3 for name, q in activation_quantizers(model).items() if name.rpartition(".")[0] not in named)
