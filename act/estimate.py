@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from act.models import taking
 from act.recipe.schema import TrainConfig
 from act.strategies.base import Strategy
+from act.train.attention import to_write_out, written_out
 
 _FLOAT = 4  # bytes
 
@@ -94,7 +95,8 @@ def kept_bytes(model: nn.Module, input_size: tuple[int, int, int], half: bool) -
     try:
         model.eval().requires_grad_(True)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half), hooks:
+        plain = written_out(to_write_out([model], device, half))
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half), plain, hooks:
             model(torch.zeros(1, *input_size, device=device))
     finally:
         model.train(training)

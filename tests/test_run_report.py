@@ -208,7 +208,9 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing() -> None:
         }
         for step in (1, 2, 3)
     ]
-    page = render(report(), "name: <img src=x>", events)
+    shown = report()
+    shown["stages"][0]["name"] = "<b>"  # the stage that the events are of
+    page = render(shown, "name: <img src=x>", events)
     assert "<script" not in page and "<img" not in page and "<kl>" not in page
     check_whole(page.replace("&lt;img src=x&gt;", ""))
     # Two terms and their total, two layers and theirs, each with a sample in the legend but for equal kinds, and the

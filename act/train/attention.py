@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
-def fused_modules(models: Iterable[nn.Module]) -> list[nn.Module]:
-    """The attention modules of timm models that use PyTorch's fused attention."""
+def to_write_out(models: Iterable[nn.Module], device: torch.device, half: bool) -> list[nn.Module]:
+    """The attention modules of timm models that training writes out: those that would use PyTorch's fused attention in
+    bfloat16 (`half`) on a CPU."""
+    if device.type != "cpu" or not half:
+        return []
     return [module for model in models for module in model.modules() if getattr(module, "fused_attn", None) is True]
 
 

@@ -21,7 +21,7 @@ from act.errors import InputError
 from act.recipe.schema import TrainConfig
 from act.run.stop import StopAfterStep, Stopped
 from act.strategies.base import Objective, Strategy
-from act.train.attention import fused_modules, written_out
+from act.train.attention import to_write_out, written_out
 from act.train.check import train_problems
 from act.train.guard import check_finite, training_fault
 from act.train.launch import any_process, close_trackers, from_main, make_accelerator, mean_over_processes
@@ -154,7 +154,6 @@ def _start(
     if cfg.ema_decay is not None:
         ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, exclude_buffers=True)
     besides = [other for objective in objectives for other in objective.models()]
-    plain = accelerator.device.type == "cpu" and cfg.amp == "bf16"
     parts = {"model": model, "extra": terms.extra} | ({"ema": ema.module} if ema is not None else {})
     state = TrainState(parts, optimizer, key=_key(cfg, ctx, steps, strategy))
     training = _Training(
@@ -166,7 +165,7 @@ def _start(
         evaluate=evaluate,
         accelerator=accelerator,
         terms=terms,
-        written_out=fused_modules([model, *besides]) if plain else [],
+        written_out=to_write_out([model, *besides], accelerator.device, cfg.amp == "bf16"),
         ema=ema,
         state=state,
         steps=steps,
