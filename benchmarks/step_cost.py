@@ -28,6 +28,7 @@ from act.context import Context
 from act.data.batch import Batch
 from act.recipe.schema import Recipe
 from act.strategies.base import load_strategies
+from act.train.attention import to_write_out, written_out
 
 VARIANTS = ("plain", "compressed", "modelopt")
 
@@ -77,9 +78,10 @@ def step_of(variant: str, name: str, batch: int, amp: str) -> Callable[[], None]
     objective = cls(cls.Config()).objective(student, [teacher], ctx)  # type: ignore[attr-defined]
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     student.train()
+    plain = to_write_out([student, teacher], torch.device("cpu"), amp == "bf16")
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"), written_out(plain):
             terms = objective.losses(images, None, student(images))
         torch.stack([term.float() for term in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
