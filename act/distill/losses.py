@@ -51,7 +51,7 @@ class _Cosine(torch.autograd.Function):
     """Cosine similarity along the last axis, with the gradient of the first argument in two passes over memory.
 
     With c = s.t / |s||t| the gradient is (t / |t| - c s / |s|) / |s|, a sum of two scaled tensors. PyTorch's own
-    normalises both tensors, keeps them and goes through them a dozen times, which is a tenth of a step of a small ViT.
+    normalises both tensors, keeps them and goes through them a dozen times.
     """
 
     @staticmethod

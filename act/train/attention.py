@@ -22,7 +22,7 @@ def written_out(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let these modules compute two products and a softmax instead.
 
     On a CPU PyTorch's fused attention runs its bfloat16 products apart from the library that runs all others on the
-    processor's matrix units, and its backward pass takes twice as long as the written-out one. That one keeps the
+    processor's matrix units; written out, a distilled step of ViT-Tiny took 0.82 of the time (in turns). It keeps the
     probabilities of every layer for the backward pass, [batch, heads, tokens, tokens].
     """
     switched = list(modules)
