@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 RECIPE = """\
 # shared
@@ -82,9 +86,21 @@ def site() -> Iterator[Site]:
 def put_on_hub(hub: Site, repo: str, path: str, body: str, commit: str, revision: str, size: int | None = None) -> None:
     """Serve a file of a Hub repository at a commit that `revision` points at."""
     data = body.encode()
+    digest = hashlib.sha1(data).hexdigest()
     info = {"id": repo, "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0, "siblings": []}
-    entry = {"type": "file", "path": path, "size": len(data) if size is None else size, "oid": "0" * 40}
+    entry = {"type": "file", "path": path, "size": len(data) if size is None else size, "oid": digest}
     for name in {revision, commit}:
         hub.put(f"/api/models/{repo}/revision/{name}", json.dumps(info), Content_Type="application/json")
         hub.put(f"/api/models/{repo}/paths-info/{name}", json.dumps([entry]), Content_Type="application/json")
-        hub.put(f"/{repo}/resolve/{name}/{path}", data, X_Repo_Commit=commit, ETag=f'"{"0" * 40}"')
+        hub.put(f"/{repo}/resolve/{name}/{path}", data, X_Repo_Commit=commit, ETag=f'"{digest}"')
+
+
+def as_hub(found: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make huggingface_hub ask `found`, and keep what it downloads in `cache`."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", found.url)
+    template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "none"))

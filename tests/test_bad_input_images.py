@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,8 +17,10 @@ from PIL import Image
 
 from act.cli.main import main
 from act.data.bundle import DataBundle
-from act.data.loading import TooManyBadImages
+from act.data.loading import ReadFault, TooManyBadImages
 from act.data.preprocess import resolve_preprocess
+from act.data.readers import FolderReader
+from act.errors import InputError
 from act.recipe.schema import DataConfig
 
 
@@ -129,6 +132,29 @@ def test_one_among_good_ones(case: str, place: Path, tmp_path: Path) -> None:
     assert all(part in problem for part in ("data.train: 1 unreadable images", f"a/{name}", reason, "allowed: 0")), (
         problem
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_open_files_are_no_broken_image(workers: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    cfg = DataConfig(train=str(place / "photos"), input_size=[3, 16, 16], workers=workers)
+    data = DataBundle(cfg, resolve_preprocess(None, cfg), seed=0)
+    monkeypatch.setattr(FolderReader, "open", refuse)
+    with pytest.raises(ReadFault) as caught:
+        list(data.calibration(100, 4))
+    assert str(caught.value).endswith("Too many open files; put that right, and the same command goes on")
+    assert "photos: " in str(caught.value) and "Traceback" not in str(caught.value)
+    assert data.skipped == []
+
+
+def test_names_that_have_no_order(place: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(place / "photos", tmp_path / "photos"))
+    (folder / "a").rename(folder / "5²")
+    cfg = DataConfig(train=str(folder), input_size=[3, 16, 16])
+    with pytest.raises(InputError, match=r"^data.train: .*rename those with digits other than 0 to 9"):
+        DataBundle(cfg, resolve_preprocess(None, cfg), seed=0)
 
 
 def test_a_run_skips_one_by_name_and_counts_it(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,8 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "no learning rate": ("TrainConfig: {learning_rate: 0}\n", ["TrainConfig.learning_rate: 0"]),
     "epochs and train_iter": ("TrainConfig: {epochs: 1, train_iter: 9}\n", ["epochs", "leave one of them out"]),
     "unknown optimiser": ("TrainConfig: {optimizer: adamm}\n", ["TrainConfig.optimizer", "adam"]),
+    "unknown tracker": ("TrainConfig: {trackers: [tensorbored]}\n", ["trackers: 'tensorbored'", "tensorboard"]),
+    "negative tolerance": ("TrainConfig: {origin_tolerance: -1}\n", ["origin_tolerance: -1", "negative"]),
     "unknown schedule": ("TrainConfig: {scheduler: cos}\n", ["scheduler", "cosine, linear, constant"]),
     "unknown metric": ("TrainConfig: {metric: top5}\n", ["did you mean top1?"]),
     "stage that is not there": ("TrainConfig: {stages: {Prune: {}}}\n", ["stages.Prune: no stage of this recipe"]),

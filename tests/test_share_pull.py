@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from share_support import RECIPE, Site, put_on_hub, site
+from share_support import RECIPE, Site, as_hub, put_on_hub, site
 
 from act.cli.main import main
 from act.cli.sharing import show_pulled
@@ -39,13 +39,7 @@ def web() -> Iterator[Site]:
 
 @pytest.fixture
 def hub(web: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", web.url)
-    template = web.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    as_hub(web, tmp_path, monkeypatch)
     return web
 
 

@@ -12,7 +12,7 @@ import pytest
 import timm
 from export_support import DIGITS
 from safetensors.torch import save_file
-from share_support import RECIPE, Site, site
+from share_support import RECIPE, Site, as_hub, put_on_hub, site
 
 from act.cli.main import main
 from act.recipe.load import load_recipe
@@ -137,33 +137,60 @@ def test_push_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    import huggingface_hub.constants as constants
-
     with site() as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        as_hub(found, tmp_path, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         yield found
+
+
+NEW_COMMIT = "b" * 40
+
+
+def takes_commits(hub: Site) -> None:
+    """The repository someone/recipes, which has no file yet."""
+    commit = NEW_COMMIT
+    hub.put("/api/models/someone/recipes/paths-info/main", "[]", Content_Type="application/json")
+    answer = {"files": [{"path": "fast.yaml", "uploadMode": "regular", "shouldIgnore": False}]}
+    hub.put("/api/models/someone/recipes/preupload/main", json.dumps(answer), Content_Type="application/json")
+    done = {"commitUrl": f"{hub.url}/someone/recipes/commit/{commit}", "commitOid": commit, "success": True}
+    hub.put("/api/models/someone/recipes/commit/main", json.dumps(done), Content_Type="application/json")
 
 
 def test_push_to_the_hub(hub: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "fast.yaml"
     recipe.write_text(RECIPE)
-    commit = "b" * 40
-    answer = {"files": [{"path": "fast.yaml", "uploadMode": "regular", "shouldIgnore": False}]}
-    hub.put("/api/models/someone/recipes/preupload/main", json.dumps(answer), Content_Type="application/json")
-    done = {"commitUrl": f"{hub.url}/someone/recipes/commit/{commit}", "commitOid": commit, "success": True}
-    hub.put("/api/models/someone/recipes/commit/main", json.dumps(done), Content_Type="application/json")
+    takes_commits(hub)
     assert main(["recipes", "push", str(recipe), "hf://someone/recipes"]) == 0
     digest = hashlib.sha256(RECIPE.encode()).hexdigest()
     printed = capsys.readouterr().out.strip()
-    assert printed == f"vitcompress recipes pull hf://someone/recipes/fast.yaml@{commit} --sha256 {digest}"
+    assert printed == f"vitcompress recipes pull hf://someone/recipes/fast.yaml@{NEW_COMMIT} --sha256 {digest}"
     lines = [json.loads(line) for line in hub.pages["posted"][2].decode().splitlines()]
     sent = next(line["value"] for line in lines if line["key"] == "file")
     assert sent["path"] == "fast.yaml" and base64.b64decode(sent["content"]) == RECIPE.encode()
 
 
+def test_push_to_the_hub_does_not_overwrite(hub: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "fast.yaml"
+    recipe.write_text(RECIPE)
+    takes_commits(hub)
+    before = "c" * 40
+    put_on_hub(hub, "someone/recipes", "fast.yaml", "another", before, "main")
+    words = ["recipes", "push", str(recipe), "hf://someone/recipes"]
+    assert main(words) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and "exists in the repository" in err[0] and "--force" in err[0]
+    assert not [asked for asked in hub.asked if "/commit/" in asked]
+    assert main([*words, "--force"]) == 0
+    assert f"@{NEW_COMMIT} " in capsys.readouterr().out
+    same = "d" * 40
+    put_on_hub(hub, "someone/recipes", "fast.yaml", RECIPE, same, "main")
+    assert main(words) == 0  # nothing to commit
+    assert f"@{same} " in capsys.readouterr().out
+
+
 def test_the_hub_refuses(hub: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fast.yaml").write_text(RECIPE)
+    takes_commits(hub)
     hub.put("/api/models/someone/recipes/preupload/main", "no", 403)
     assert main(["recipes", "push", str(tmp_path / "fast.yaml"), "hf://someone/recipes/fast.yaml"]) == 2
     err = capsys.readouterr().err.splitlines()

@@ -30,7 +30,7 @@ examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a timm model name, a recipe file or the name of a shipped recipe"
+        "model", metavar="MODEL", help="a timm model name, a recipe file or the name of a shipped or pulled recipe"
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe")
     parser.add_argument("--pattern", metavar="GLOB", help="only names that match, e.g. 'blocks.*.attn'")

@@ -21,7 +21,7 @@ examples:
   vitcompress run recipe.yaml --dir runs/first TrainConfig.epochs=3 QuantAware.weight_bits=4
   vitcompress run recipe.yaml ~Prune data.train=/photos
   vitcompress run recipe.yaml --json --quiet > report.json
-  accelerate launch --num_processes 2 -m act run recipe.yaml --dir runs/two
+  accelerate launch --multi_gpu --num_processes 2 -m act run recipe.yaml --dir runs/two
 """
 
 

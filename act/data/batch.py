@@ -18,12 +18,16 @@ ACCEPTED = (
 )
 
 
+def own_text(kind: type[Exception], text: str) -> str:
+    """The message of an exception that DataLoader rebuilt from the text of a worker's traceback, else `text` itself."""
+    return text.strip().rpartition("\n")[2].partition(f"{kind.__name__}: ")[2] or text
+
+
 class BadBatch(InputError):
     """What a loader, or one of its worker processes, met in the data."""
 
     def __init__(self, problem: str) -> None:
-        # DataLoader rebuilds a worker's exception from the text of its traceback, of which only the end is ours.
-        super().__init__(problem.strip().rpartition("\n")[2].partition(f"{type(self).__name__}: ")[2] or problem)
+        super().__init__(own_text(type(self), problem))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -12,16 +13,28 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from act.data.batch import BadBatch, Batch
+from act.data.batch import BadBatch, Batch, own_text
 from act.data.decode import UNREADABLE
 from act.data.preprocess import Preprocess, TrainTransform, eval_transform
 from act.data.source import ImageSource
+from act.errors import FaultError
 
 Sample = tuple[Tensor, int]
+
+AGAIN = "put that right, and the same command goes on"
+# What fails for every image, or for none a moment later, is no reason to leave one out.
+_NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENODEV)
 
 
 class TooManyBadImages(BadBatch):
     """More unreadable images than the recipe allows; its one line names some of them."""
+
+
+class ReadFault(FaultError):
+    """The machine, not the image, keeps an image from being read."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(own_text(type(self), problem))
 
 
 class BadImages:
@@ -49,12 +62,15 @@ class BadImages:
 
         Raises:
             TooManyBadImages: this is one more than the limit.
+            ReadFault: too many files are open, memory is short, or a network drive is gone.
         """
         if index in self:
             return None
         try:
             return self._source[index]
         except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGE:
+                raise ReadFault(f"{self._source.name(index)}: {error.strerror}; {AGAIN}") from error
             self._flags[index] = 1
             if len(self) > self._limit:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]

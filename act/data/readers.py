@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from glob import glob
 from pathlib import Path
 from typing import IO, Protocol
@@ -21,6 +21,9 @@ from timm.utils import natural_key
 from act.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+# timm orders names by the numbers in them, and takes characters such as a raised 2 for digits.
+_NO_ORDER = "timm cannot order the names of its folders and images; rename those with digits other than 0 to 9"
 
 
 class Reader(Protocol):
@@ -42,14 +45,22 @@ class Reader(Protocol):
         ...
 
 
+def natural_order(names: Iterable[str], where: str) -> list[str]:
+    """`names` in timm's order (10 after 9); InputError where it has none."""
+    try:
+        return sorted(names, key=natural_key)
+    except ValueError as error:
+        raise InputError(f"{where}: {_NO_ORDER} ({error})") from error
+
+
 def label_by_folder(paths: Sequence[str], where: str) -> tuple[list[int] | None, list[str] | None]:
     """Labels from the class folder of each relative path, and the class names in timm's order (10 after 9).
 
     Raises:
-        InputError: some images lie in class folders and others beside them.
+        InputError: some images lie in class folders and others beside them, or timm has no order for the names.
     """
     folders = _class_folders(paths)
-    names = sorted(set(folders), key=natural_key)
+    names = natural_order(set(folders), where)
     if names == [""]:
         return None, None
     if "" in names:
@@ -69,6 +80,8 @@ class FolderReader:
             reader = create_reader("", root=str(root), input_key=";".join(EXTENSIONS))
         except RuntimeError as error:
             raise InputError(f"{where}: no image in {root}; looked for {', '.join(EXTENSIONS)}") from error
+        except ValueError as error:
+            raise InputError(f"{where}: {_NO_ORDER} ({error})") from error
         self._paths = [path for path, _ in reader.samples]
         self.names = [Path(os.path.relpath(path, root)).as_posix() for path in self._paths]
         self.labels, self.class_names = label_by_folder(self.names, where)
@@ -115,7 +128,8 @@ class TarReader(_InTar):
             top = sorted({_clean(member.name).partition("/")[0] for member in members})
             inner = f" under {inside!r}" if inside else ""
             raise InputError(f"{where}: no image{inner} in {path}; at its top are: {', '.join(top[:10]) or 'none'}")
-        chosen.sort(key=lambda pair: natural_key(pair[0]))
+        place = {name: index for index, name in enumerate(natural_order((name for name, _ in chosen), where))}
+        chosen.sort(key=lambda pair: place[pair[0]])
         self._members = [(str(path), member.offset_data, member.size) for _, member in chosen]
         self.names = [name.removeprefix(prefix) for name, _ in chosen]
         self.labels, self.class_names = label_by_folder(self.names, where)
@@ -127,7 +141,7 @@ class ShardReader(_InTar):
     def __init__(self, pattern: str, where: str) -> None:
         super().__init__()
         folder = os.path.isdir(pattern)
-        shards = sorted(glob(os.path.join(pattern, "*.tar")) if folder else glob(pattern), key=natural_key)
+        shards = natural_order(glob(os.path.join(pattern, "*.tar")) if folder else glob(pattern), where)
         if not shards:
             raise InputError(f"{where}: no shard matches {pattern!r}; give a folder of .tar files, one, or a pattern")
         self.names: list[str] = []

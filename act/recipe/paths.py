@@ -61,8 +61,10 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def is_recipe(name: str) -> bool:
-    """Whether `name` means a recipe (a YAML file, there or not, or a shipped one) rather than a model."""
-    return name.endswith((".yaml", ".yml")) or name in {recipe.stem for recipe in list_recipes()}
+    """Whether `name` means a recipe (a YAML file, there or not, a shipped or a pulled one) rather than a model."""
+    if name.endswith((".yaml", ".yml")) or name in {recipe.stem for recipe in list_recipes()}:
+        return True
+    return find_pulled(name) is not None
 
 
 def asset(name: str) -> Path:

@@ -16,7 +16,7 @@ from act.run.atomic import PARTIAL, remove_partial, write_json, write_text
 from act.run.environment import VERSIONS, describe
 from act.run.lock import LOCK, held
 from act.run.sealed import Damaged, read_sealed
-from act.run.shared import adopt
+from act.run.shared import adopt, withdraw
 
 if TYPE_CHECKING:
     from act.context import Log
@@ -167,6 +167,8 @@ def open_stage(folder: Path, key: str, log: Log, shared: Path | None = None) -> 
     done = _done(folder, key, log)
     if done is None and adopt(folder, key, shared):
         done = _done(folder, key, log)
+        if done is None:  # damaged: the next to finish offers its own
+            withdraw(key, shared)
     return done
 
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 # Fields that cannot change a stage's result: where files lie (their content is in the fingerprint), and speed.
 _NO_EFFECT = {"train", "val", "calibration", "class_map", "workers", "limit_val"}
 
+# The same of a TrainConfig: how often it is written down and saved, and what only goals and checks go by.
+TRAIN_NO_EFFECT = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_metric", "origin_tolerance")
+
 
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over every parameter and buffer: name, type, shape and bytes, in the order of names."""
@@ -52,3 +55,10 @@ def plain(value: Any) -> Any:
 def data_part(config: Any) -> dict[str, Any]:
     """What of the data section a stage depends on besides the images themselves (batch size, augmentation, ...)."""
     return {key: value for key, value in plain(config).items() if key not in _NO_EFFECT}
+
+
+def train_part(config: Any) -> dict[str, Any] | None:
+    """What of a TrainConfig a stage's weights depend on; None where nothing trains."""
+    if config is None:
+        return None
+    return {key: value for key, value in plain(config).items() if key not in TRAIN_NO_EFFECT}

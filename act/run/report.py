@@ -36,6 +36,7 @@ def build_report(
     artifacts: Sequence[Mapping[str, Any]],
     goals: list[Goal],
     metric: str,
+    skipped: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report as plain JSON; no path, user or host of this machine is in it.
 
@@ -43,7 +44,8 @@ def build_report(
     `agreement` is always with the original's predictions, `agreement_torch` of a file that with the torch model it
     was exported from; both, and `top1`, in percent. Latencies are milliseconds per batch. `metric` names the figure
     that goals go by, `judged` the file and the batch size. `checks` is what verifying the artifact folder found, empty
-    until that was done; `layers` is added by `act.run.per_layer.layer_figures`.
+    until that was done; `skipped` names images that could not be read. `layers` is added by
+    `act.run.per_layer.layer_figures`.
     """
     chosen = judged(recipe.target, artifacts)
     return {
@@ -62,7 +64,7 @@ def build_report(
             "train_images": data.train_images if data is not None else 0,
             "val_images": data.val_images if data is not None else 0,
             "roles": data.described() if data is not None else {},
-            "skipped": _portable_names(recipe, data.skipped) if data is not None else [],
+            "skipped": _portable_names(recipe, skipped),
         },
         "baseline": {key: value for key, value in baseline.items() if key not in INTERNAL},
         "stages": [dict(stage) for stage in stages],

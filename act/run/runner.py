@@ -35,6 +35,7 @@ from act.run.per_layer import layer_figures
 from act.run.ranks import is_main, main_first, state, wait
 from act.run.report import build_report, measured, read_report, write_report
 from act.run.result import RunResult
+from act.run.skipped import note_skipped
 from act.run.stages import Session, run_stages
 from act.selection import unmatched_globs
 from act.strategies.base import Phase
@@ -229,7 +230,10 @@ class _Run:
         goals = judge(target, baseline, judged(target, artifacts), name, self.recipe.train.metric_mode)
         for goal in goals:
             self.ctx.log("goal", f"{'met' if goal.met else 'MISSED'}: {goal.text}", key=goal.key, met=goal.met)
-        report = build_report(self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals, name)
+        skipped = note_skipped(self.ctx)
+        report = build_report(
+            self.recipe, self.weights, self.ctx.data, baseline, records, artifacts, goals, name, skipped
+        )
         report["layers"] = layer_figures(self.original, model, self.ctx)
         report["checks"] = seal(session, measured(report), self.preprocess)
         write_report(self.folder, self.recipe, report)

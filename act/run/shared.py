@@ -37,6 +37,12 @@ def adopt(folder: Path, key: str, shared: Path | None) -> bool:
     return True
 
 
+def withdraw(key: str, shared: Path | None) -> None:
+    """Take what is offered for `key` away."""
+    if shared is not None:
+        shutil.rmtree(shared / key, ignore_errors=True)
+
+
 def _link(source: str, target: str) -> None:
     """A second name of a file where the file system has those, else a copy.
 

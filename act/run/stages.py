@@ -23,13 +23,14 @@ from act.rebuild import ARCH_FILE, TENSOR_FILE, load_model_folder, save_model
 from act.run.atomic import replacing, write_json
 from act.run.baseline import Baseline
 from act.run.folder import DONE, RunFolder, open_stage
-from act.run.keys import chain_key, data_part, weights_hash
+from act.run.keys import chain_key, data_part, train_part, weights_hash
 from act.run.learning import carried, learned, objectives_of, teachers_of
 from act.run.memory import peak_rss_mb, reset_peak
 from act.run.metrics import Scorer
 from act.run.ranks import is_main, main_first, wait
 from act.run.sealed import Damaged, read_sealed, write_sealed
 from act.run.shared import publish
+from act.run.skipped import note_skipped
 from act.strategies.base import Invariant
 from act.train.recover import recover
 from act.train.rng import seed_everything
@@ -72,7 +73,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             key,
             stage.name,
             stage.strategy.config,
-            stage.train,
+            train_part(stage.train),
             [(objective.name, objective.config) for objective in stage.objectives],
             [weights_hash(teacher) for teacher in teachers],
             data_part(session.ctx.recipe.data),
@@ -99,6 +100,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             write_sealed(folder / DONE, {"key": key, "report": report, "flags": training_flags(model)}, kept)
             _drop_intermediate(folder)
             publish(folder, key, session.folder.shared)
+            note_skipped(session.ctx)
         wait()
         records.append(report)
     return model, records, key

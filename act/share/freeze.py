@@ -12,6 +12,8 @@ from act.recipe.load import load_recipe
 from act.run.folder import RunFolder
 from act.run.report import measured, read_report
 
+_HOLDS = {"settings_hash", "status", "model", "data", "environment", "baseline", "stages", "artifacts"}
+
 
 def freeze(run: Path, name: str) -> tuple[str, list[str]]:
     """The recipe of a finished run as YAML text, and a line for each thing that its user has to bring.
@@ -25,8 +27,8 @@ def freeze(run: Path, name: str) -> tuple[str, list[str]]:
     source = run / "artifact" / "recipe.yaml"
     if report is None or not source.is_file():
         raise InputError(f"{run}: no finished run: it has no report.json and artifact/recipe.yaml; finish the run")
-    if "settings_hash" not in report:
-        raise InputError(f"{run}: its report has no hashes of settings and model; run it again with this version")
+    if lacking := sorted(_HOLDS - set(report)):
+        raise InputError(f"{run}: its report.json lacks {', '.join(lacking)}; run it again with this version")
     recipe = load_recipe(source)
     recipe.name = name
     missing = _missing(recipe.data, recipe.model, report)

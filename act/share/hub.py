@@ -13,6 +13,9 @@ from act.share.fetch import Unreachable
 
 T = TypeVar("T")
 
+# How the names of packages begin whose errors mean that there is no connection; which is used depends on the version.
+_TRANSPORT = ("http", "requests", "urllib3")
+
 
 def fetch_hub(address: Address) -> tuple[bytes, str]:
     """The content of a file and the commit it is of; a branch or tag is looked up first. Raises as `fetch`."""
@@ -31,10 +34,19 @@ def fetch_hub(address: Address) -> tuple[bytes, str]:
     return _asked(address, download)
 
 
-def push_hub(address: Address, data: bytes, message: str) -> str:
-    """Commit `data` to the repository, with the user's own login; returns the commit. Raises as `fetch`."""
+def push_hub(address: Address, data: bytes, message: str, force: bool = False) -> str:
+    """Commit `data` to the repository, with the user's own login; returns the commit. Raises as `fetch`.
+
+    InputError where a file of that name has other content, unless `force`.
+    """
     api = _api()
     what = {"repo_id": address.repo, "path_in_repo": address.path, "revision": address.revision}
+    branch = address.revision or "main"
+    if not force and _asked(address, lambda: api.get_paths_info(address.repo, [address.path], revision=branch)):
+        there, commit = fetch_hub(address)
+        if there == data:
+            return commit
+        raise InputError(f"{address.text}: exists in the repository; choose another name, or replace it with --force")
     done = _asked(address, lambda: api.upload_file(path_or_fileobj=data, commit_message=message, **what))
     return str(done.oid)
 
@@ -66,8 +78,10 @@ def _asked(address: Address, ask: Callable[[], T]) -> T:
             raise Unreachable(f"{where}: the Hub answers {status}; try again later") from error
         hint = "check owner, repository and revision, and that you are logged in (hf auth login)"
         raise InputError(f"{where}: the Hub answers {status}; {hint}") from error
-    except Exception as error:  # the library's transport raises types of its own when there is no connection
-        raise Unreachable(f"{where}: the Hub cannot be reached: {_first(error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.startswith(_TRANSPORT):
+            raise Unreachable(f"{where}: the Hub cannot be reached: {_first(error)}") from error
+        raise InputError(f"{where}: huggingface_hub failed: {type(error).__name__}: {_first(error)}") from error
 
 
 def _first(error: BaseException) -> str:

@@ -72,7 +72,7 @@ def _send(to: str, name: str, data: bytes, force: bool) -> str:
     if address.kind == "hub":
         from act.share.hub import push_hub
 
-        return f"{address.text}@{push_hub(address, data, f'Recipe {name}')}"
+        return f"{address.text}@{push_hub(address, data, f'Recipe {name}', force)}"
     target = Path(to).expanduser()
     target = target / f"{name}.yaml" if target.is_dir() else target
     if not (target.is_file() and target.read_bytes() == data):

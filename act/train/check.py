@@ -14,7 +14,7 @@ METRIC_MODES = ("max", "min")
 
 def train_problems(cfg: TrainConfig) -> list[str]:
     """Impossible values or combinations, each `key: what is wrong; what is allowed`."""
-    return _choices(cfg) + _numbers(cfg) + _combinations(cfg)
+    return _choices(cfg) + _numbers(cfg) + _combinations(cfg) + _trackers(cfg)
 
 
 def _choices(cfg: TrainConfig) -> list[str]:
@@ -43,7 +43,7 @@ def _numbers(cfg: TrainConfig) -> list[str]:
         value = getattr(cfg, key)
         if value is not None and value < 1:
             problems.append(f"{key}: {value} is too small; allowed: 1 or more")
-    for key in ("min_learning_rate", "weight_decay", "range_weight_decay", "warmup_iter"):
+    for key in ("min_learning_rate", "weight_decay", "range_weight_decay", "warmup_iter", "origin_tolerance"):
         if getattr(cfg, key) < 0:
             problems.append(f"{key}: {getattr(cfg, key)} is negative; allowed: 0 or more")
     for key in ("learning_rate", "range_learning_rate", "clip_grad"):
@@ -66,3 +66,12 @@ def _combinations(cfg: TrainConfig) -> list[str]:
     if cfg.eval_iter is None and cfg.target_metric is not None:
         problems.append("target_metric: it is looked at when evaluating; give eval_iter a number of steps")
     return problems
+
+
+def _trackers(cfg: TrainConfig) -> list[str]:
+    if not cfg.trackers:
+        return []
+    from accelerate.utils import LoggerType
+
+    known = [str(kind.value) for kind in LoggerType if kind != LoggerType.ALL]
+    return [f"trackers: {name!r} is unknown; allowed: {', '.join(known)}" for name in cfg.trackers if name not in known]

@@ -19,6 +19,7 @@ from act.context import Context
 from act.data.batch import Batch
 from act.errors import InputError
 from act.recipe.schema import TrainConfig
+from act.run.keys import train_part
 from act.run.stop import StopAfterStep, Stopped
 from act.strategies.base import Objective, Strategy
 from act.train.attention import to_write_out, written_out
@@ -33,9 +34,6 @@ from act.train.step import LossTerms
 from act.train.stream import batch_stream, batches_per_epoch
 
 Evaluate = Callable[[nn.Module], float]
-
-# These may differ when a training is continued: they do not change the weights it ends with.
-_FREE = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_metric", "origin_tolerance")
 
 
 @dataclass(frozen=True)
@@ -337,6 +335,10 @@ def _batch_size(cfg: TrainConfig, ctx: Context) -> int:
 
 
 def _key(cfg: TrainConfig, ctx: Context, steps: int, strategy: Strategy | None) -> dict[str, Any]:
-    fields = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in _FREE}
     name = strategy.name if strategy is not None else None
-    return fields | {"batch_size": _batch_size(cfg, ctx), "seed": ctx.recipe.seed, "steps": steps, "strategy": name}
+    return (train_part(cfg) or {}) | {
+        "batch_size": _batch_size(cfg, ctx),
+        "seed": ctx.recipe.seed,
+        "steps": steps,
+        "strategy": name,
+    }
