@@ -14,7 +14,8 @@ from act.run import stages
 from act.run.runner import run
 
 WORDS = ["~QuantAware", "~QuantPost", "data.limit_val=40", "data.workers=0", "data.limit_train=64"]
-WORDS += ["data.batch_size=16", "TrainConfig.epochs=1", "TrainConfig.stages={}", "export.benchmark=false", "target={}"]
+WORDS += ["data.batch_size=16", "TrainConfig.epochs=1", "TrainConfig.stages={}"]
+WORDS += ["export.benchmark=false", "target.max_drop=null"]
 
 
 def never(*args: object, **kwargs: object) -> None:
@@ -27,6 +28,9 @@ def test_how_often_progress_is_written_trains_nothing_again(tmp_path: Path, monk
     changed = [*WORDS, "TrainConfig.logging_iter=1", "TrainConfig.save_iter=3", "TrainConfig.trackers=[tensorboard]"]
     again = run(load_recipe("quickstart", changed), tmp_path / "run", force=True).report
     assert again["stages"] == first["stages"]
+    named = load_recipe("quickstart", changed)
+    named.name = "another"
+    assert run(named, tmp_path / "run", force=True).report["name"] == "another"
     with pytest.raises(AssertionError, match="trained again"):
         run(load_recipe("quickstart", [*changed, "TrainConfig.learning_rate=1e-5"]), tmp_path / "run", force=True)
 

@@ -94,6 +94,9 @@ def test_the_pulled_name_runs_and_is_shown_first(web: Site, tmp_path: Path, caps
     capsys.readouterr()
     assert main(["recipes", "ls", "--json"]) == 0
     assert f"fast@{SHA[:12]}" in [entry["name"] for entry in json.loads(capsys.readouterr().out)]
+    for name in ("fast", f"fast@{SHA[:12]}"):
+        assert main(["nodes", name, "--pattern", "blocks.0", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["shape"] == [65, 96]
 
 
 def test_wrong_hash(web: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,25 +76,32 @@ class _QuantizePieces(torch.autograd.Function):
         rows, step = _rows(x), float(scale)
         y = rows.new_empty(rows.shape, dtype=_result_type(x, factor is not None or shift is not None))
         flat, learns = y.reshape(-1), any(ctx.needs_input_grad[:2])
+        slopes = torch.empty_like(y) if learn == "lsq" and ctx.needs_input_grad[1] else None
         # The inverse is taken in float32, as the fused operator does: both give the same bits.
         inverse = float(1 / scale.detach().float())
         clipped = []
         for part in _parts(rows):
-            ratio = _ratio(rows[part], inverse, factor, shift).round_()
-            code = ratio.clamp(*limits)
+            ratio = _ratio(rows[part], inverse, factor, shift)
+            rounded = ratio.round() if slopes is not None else ratio.round_()
+            code = rounded.clamp(*limits)
             if learns:
-                clipped.append((code != ratio).reshape(-1).nonzero().squeeze(1).add_(part.start * rows.shape[1]))
+                beyond = (code != rounded).reshape(-1).nonzero().squeeze(1)
+                if slopes is not None:
+                    slope = ratio.neg_().add_(code)
+                    slope.view(-1)[beyond] = code.view(-1)[beyond]
+                    slopes[part] = slope
+                clipped.append(beyond.add_(part.start * rows.shape[1]))
             y[part] = code.mul_(step)
         if learns:
             where = torch.cat(clipped) if clipped else rows.new_empty(0, dtype=torch.long)
-            # PACT needs the clipped values alone; they are few.
-            ctx.save_for_backward(scale, factor, shift, where, flat[where], *((x, y) if learn == "lsq" else ()))
-            ctx.limits, ctx.size, ctx.dtype = limits, y.numel(), x.dtype
+            # PACT needs the clipped values alone; they are few. LSQ needs what every value changes with the scale.
+            ctx.save_for_backward(scale, factor, where, *((flat[where],) if slopes is None else (slopes,)))
+            ctx.limits, ctx.dtype, ctx.every = limits, x.dtype, slopes is not None
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, factor, shift, where, ends, *kept = ctx.saved_tensors
+        scale, factor, where, slopes = ctx.saved_tensors
         rows = _rows(grad)
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
@@ -102,24 +109,15 @@ class _QuantizePieces(torch.autograd.Function):
             grad_x.view(-1)[where] = 0
             grad_x = grad_x.view(grad.shape)
         if ctx.needs_input_grad[1]:
-            inverse = float(1 / scale.float())
-            total = inverse * float(torch.dot(rows.reshape(-1)[where].float(), ends.float()))
-            if kept:
-                x, y = (_rows(item) for item in kept)
-                total += _inside_error(rows, x, y, where, inverse, factor, shift)
-                total /= (ctx.size * ctx.limits[1]) ** 0.5
+            if ctx.every:
+                total = sum(_dot(rows[part], slopes[part]) for part in _parts(rows))
+                total /= (slopes.numel() * ctx.limits[1]) ** 0.5
+            else:
+                total = _dot(rows.reshape(-1)[where], slopes) / float(scale)
             grad_scale = torch.full_like(scale, total)
         return grad_x, grad_scale, None, None, None, None
 
 
-def _inside_error(
-    grad: Tensor, x: Tensor, y: Tensor, where: Tensor, inverse: float, factor: Tensor | None, shift: Tensor | None
-) -> float:
-    """LSQ's sum of grad * (round(x / s) - x / s) over the values that are not clipped."""
-    total = 0.0
-    inside = torch.ones_like(y, dtype=torch.bool)
-    inside.view(-1)[where] = False
-    for part in _parts(grad):
-        error = y[part].float() * inverse - _ratio(x[part], inverse, factor, shift)
-        total += float(torch.dot((grad[part].float() * inside[part]).reshape(-1), error.reshape(-1)))
-    return total
+def _dot(a: Tensor, b: Tensor) -> float:
+    """Their sum of products in float32."""
+    return float(torch.dot(a.reshape(-1).float(), b.reshape(-1).float()))

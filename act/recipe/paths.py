@@ -64,7 +64,9 @@ def is_recipe(name: str) -> bool:
     """Whether `name` means a recipe (a YAML file, there or not, a shipped or a pulled one) rather than a model."""
     if name.endswith((".yaml", ".yml")) or name in {recipe.stem for recipe in list_recipes()}:
         return True
-    return find_pulled(name) is not None
+    import timm
+
+    return not timm.is_model(name) and find_pulled(name) is not None
 
 
 def asset(name: str) -> Path:

@@ -125,7 +125,7 @@ class _Run:
         base_key = chain_key(self.weights, fingerprint, self.preprocess, recipe.seed)
         taught = [teachers_of(stage, self.original, ctx.device, session.teachers) for stage in stages]
         hashes = [[weights_hash(teacher) for teacher in teachers] for teachers in taught]
-        settings = (recipe.strategies, recipe.train, data_part(recipe.data), recipe.export, recipe.target)
+        settings = (recipe.strategies, recipe.train, data_part(recipe.data), recipe.export, recipe.target, told(recipe))
         everything = chain_key("attempts", base_key, *settings, hashes, self.callback is not None)
         report = read_report(folder)
         if report is None or not delivered_before(folder, everything):
@@ -168,7 +168,9 @@ class _Run:
         """Every stage and the files of one recipe, or what is left of them; the report."""
         model, records, key = run_stages(session, stages, base_key)
         judged_by = (session.scorer.main_metric(self.recipe.train), self.recipe.train.metric_mode)
-        key = chain_key(key, self.recipe.export, self.recipe.target, *judged_by, self.callback is not None)
+        key = chain_key(
+            key, self.recipe.export, self.recipe.target, told(self.recipe), *judged_by, self.callback is not None
+        )
         report = read_report(self.folder)
         if report is None or not delivered_before(self.folder, key):
             wait()
@@ -239,6 +241,11 @@ class _Run:
         write_report(self.folder, self.recipe, report)
         mark_delivered(self.folder, key)
         return report
+
+
+def told(recipe: Recipe) -> tuple[str, str]:
+    """What files and reports say of their recipe, though it changes no number."""
+    return recipe.name, recipe.description
 
 
 def _frozen(model: nn.Module | None, recipe: Recipe) -> nn.Module:

@@ -26,7 +26,7 @@ def worst_layers(model: nn.Module, ctx: Context, family: str, share: float, excl
     (see `choose_treatments`), worst first; those in `excluded`, and none that costs nothing."""
 
     def show(step: Step) -> None:
-        if step.done == step.units:
+        if step.units and step.done == step.units:
             ctx.log("sensitivity", f"measured what {step.treatment} costs each of {step.units} layers")
 
     treatments = choose_treatments(ctx, [family], IMAGES, share)

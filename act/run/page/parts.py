@@ -41,7 +41,7 @@ def mapping(values: Mapping[str, Any]) -> str:
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{key} {item}" for key, item in value.items())
-        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
     return table((), [(str(key), text(value)) for key, value in values.items()])
 
