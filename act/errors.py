@@ -10,6 +10,8 @@ ActError            exit code 1: something went wrong in a run; the folder can b
 
 from __future__ import annotations
 
+AGAIN = "put that right, and the same command goes on"
+
 
 class ActError(Exception):
     """A failure with a message meant for the user; `exit_code` is the process's exit status."""
@@ -39,10 +41,7 @@ class StorageError(ActError, OSError):
         super().__init__(0, reason, str(path))
 
     def __str__(self) -> str:
-        return (
-            f"{self.filename}: cannot be written ({self.strerror}); what was finished is kept: put that right, and the "
-            "same command goes on"
-        )
+        return f"{self.filename}: cannot be written ({self.strerror}); what was finished is kept: {AGAIN}"
 
 
 class FaultError(ActError):

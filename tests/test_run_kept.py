@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from act.recipe.load import load_recipe
+from act.recipe.schema import TrainConfig
 from act.run import stages
+from act.run.keys import train_part
 from act.run.runner import run
 
 WORDS = ["~QuantAware", "~QuantPost", "data.limit_val=40", "data.workers=0", "data.limit_train=64"]
@@ -33,6 +35,13 @@ def test_how_often_progress_is_written_trains_nothing_again(tmp_path: Path, monk
     assert run(named, tmp_path / "run", force=True).report["name"] == "another"
     with pytest.raises(AssertionError, match="trained again"):
         run(load_recipe("quickstart", [*changed, "TrainConfig.learning_rate=1e-5"]), tmp_path / "run", force=True)
+
+
+def test_the_metric_counts_where_it_chooses_weights() -> None:
+    top1, agreement = TrainConfig(metric="top1"), TrainConfig(metric="agreement")
+    assert train_part(top1) == train_part(agreement)
+    top1.eval_iter = agreement.eval_iter = 2
+    assert train_part(top1) != train_part(agreement)
 
 
 def test_damage_in_a_shared_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,10 @@ from act.data.batch import BadBatch, Batch, own_text
 from act.data.decode import UNREADABLE
 from act.data.preprocess import Preprocess, TrainTransform, eval_transform
 from act.data.source import ImageSource
-from act.errors import FaultError
+from act.errors import AGAIN, FaultError
 
 Sample = tuple[Tensor, int]
 
-AGAIN = "put that right, and the same command goes on"
 # What fails for every image, or for none a moment later, is no reason to leave one out.
 _NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENODEV)
 

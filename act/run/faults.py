@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from act.errors import ActError, FaultError
+from act.errors import AGAIN, ActError, FaultError
 
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (exited unexpectedly|is killed by signal: .*)")
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
@@ -42,7 +42,7 @@ def explain(error: BaseException) -> str | None:
         return f"the GPU failed ({_first_line(text)}); when it is back (see nvidia-smi), the same command goes on"
     if isinstance(error, OSError) and error.errno in _SYSTEM:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}; put that right, and the same command goes on"
+        return f"{where}{error.strerror}; {AGAIN}"
     return None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 _NO_EFFECT = {"train", "val", "calibration", "class_map", "workers", "limit_val"}
 
 # The same of a TrainConfig: how often it is written down and saved, and what only goals and checks go by.
-TRAIN_NO_EFFECT = ("logging_iter", "save_iter", "trackers", "stages", "metric", "origin_metric", "origin_tolerance")
+_TRAIN_NO_EFFECT = {"logging_iter", "save_iter", "trackers", "stages", "origin_metric", "origin_tolerance"}
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -57,8 +57,8 @@ def data_part(config: Any) -> dict[str, Any]:
     return {key: value for key, value in plain(config).items() if key not in _NO_EFFECT}
 
 
-def train_part(config: Any) -> dict[str, Any] | None:
-    """What of a TrainConfig a stage's weights depend on; None where nothing trains."""
-    if config is None:
-        return None
-    return {key: value for key, value in plain(config).items() if key not in TRAIN_NO_EFFECT}
+def train_part(config: Any) -> dict[str, Any]:
+    """What of a TrainConfig the weights depend on that a training ends with."""
+    # What is never evaluated while training decides neither which weights are best nor when to stop.
+    free = _TRAIN_NO_EFFECT if config.eval_iter is not None else {*_TRAIN_NO_EFFECT, "metric"}
+    return {key: value for key, value in plain(config).items() if key not in free}

@@ -73,7 +73,7 @@ def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tupl
             key,
             stage.name,
             stage.strategy.config,
-            train_part(stage.train),
+            None if stage.train is None else train_part(stage.train),
             [(objective.name, objective.config) for objective in stage.objectives],
             [weights_hash(teacher) for teacher in teachers],
             data_part(session.ctx.recipe.data),

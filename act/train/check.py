@@ -74,4 +74,8 @@ def _trackers(cfg: TrainConfig) -> list[str]:
     from accelerate.utils import LoggerType
 
     known = [str(kind.value) for kind in LoggerType if kind != LoggerType.ALL]
-    return [f"trackers: {name!r} is unknown; allowed: {', '.join(known)}" for name in cfg.trackers if name not in known]
+    return [
+        f"trackers: {name!r} is none of accelerate's; those are {', '.join(known)}"
+        for name in cfg.trackers
+        if name not in known
+    ]

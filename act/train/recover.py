@@ -336,9 +336,5 @@ def _batch_size(cfg: TrainConfig, ctx: Context) -> int:
 
 def _key(cfg: TrainConfig, ctx: Context, steps: int, strategy: Strategy | None) -> dict[str, Any]:
     name = strategy.name if strategy is not None else None
-    return (train_part(cfg) or {}) | {
-        "batch_size": _batch_size(cfg, ctx),
-        "seed": ctx.recipe.seed,
-        "steps": steps,
-        "strategy": name,
-    }
+    own = {"batch_size": _batch_size(cfg, ctx), "seed": ctx.recipe.seed, "steps": steps, "strategy": name}
+    return train_part(cfg) | own
