@@ -55,6 +55,7 @@ def score(row: str, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]
         f"TrainConfig.train_iter={first}",
         f"TrainConfig.stages.QuantAware={{train_iter: {second}, epochs: null, learning_rate: 1e-4, warmup_iter: 5}}",
         "TrainConfig.warmup_iter=10",
+        "export.benchmark=false",
     ]
     settings = [*bench_overrides(root, args.bench, train), *budget, *ROWS[row], *args.overrides]
     folder = args.dir / f"{row.replace(' ', '_').replace(',', '')}_{seed}"

@@ -150,3 +150,14 @@ def test_the_page_has_a_row_per_layer() -> None:
     assert "<th class=number>loss left after prune</th><th class=number>weight in quant</th>" in page
     assert "<td>&lt;a&gt;</td><td class=number>0.125</td><td class=number>0.50</td><td class=number>0.1</td>" in page
     assert "Distilled layers" not in render(report | {"stages": [prune, quant]}, "", [])
+
+
+def test_the_page_says_what_reordering_won() -> None:
+    base: dict[str, Any] = {"seconds": 1, "peak_rss_mb": 1, "layers_done": [], "layers_left": [], "invariants": []}
+    gain = {"before": 93.866, "after": 94.5, "efficacy": 10.2}
+    prune = base | {"name": "prune", "channel_order": {"all": gain, "layers": {"<a>": gain}}}
+    report = {"status": "met", "baseline": {"params": 1, "macs": 1, "bytes": 1}, "artifacts": []}
+    page = render(report | {"stages": [prune]}, "", [])
+    assert "Masks keep 94.50 % of the scores that fit at all, 93.87 % in the old order: 10.2 %" in page
+    assert "<td>&lt;a&gt;</td><td class=number>93.87</td><td class=number>94.50</td><td class=number>10.2</td>" in page
+    assert "Channel order" not in render(report | {"stages": [base | {"name": "prune"}]}, "", [])

@@ -64,9 +64,11 @@ def test_a_ratio_that_costs_too_much_is_halved_and_the_best_kept(tmp_path: Path)
         "TransformerPrune.refit=false",
     ]
     recipe = load_recipe("quickstart", [*BASE, *words, "export.benchmark=false", "data.limit_val=100"])
-    folder = tmp_path / "run"
-    result = run(recipe, folder)
+    folder, shared = tmp_path / "run", tmp_path / "shared"
+    result = run(recipe, folder, shared=shared)
     report = result.report
+    # The original, and the one stage of every attempt.
+    assert len(list(shared.iterdir())) == 1 + len(report["attempts"])
     assert [a["reason"] for a in report["attempts"]][:2] == [
         "as the recipe says",
         "TransformerPrune: pruned_ratio 0.35",

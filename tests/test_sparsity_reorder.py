@@ -120,6 +120,10 @@ def test_the_strategy_keeps_more_and_is_rebuilt_bit_for_bit(name: str, criterion
     if criterion == "magnitude":
         assert shares[True] > 1.005 * shares[False]
     assert len(gains) > 2 and gains[-1] > 3
+    order = strategy.facts(ctx)["channel_order"]
+    assert order["all"]["before"] < order["all"]["after"] <= 100
+    efficacies = [order["layers"][layer]["efficacy"] for layer in order["layers"]] + [order["all"]["efficacy"]]
+    assert efficacies == pytest.approx(gains, abs=0.05)
     assert name.startswith(("vit", "beit")) or any(left.name == "residual stream" for left in plan.left)
     source = {"name": name, "kwargs": FAMILIES[name], "num_classes": 10}
     save_model(tmp_path, model, source, ctx.edits)

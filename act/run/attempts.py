@@ -100,7 +100,7 @@ def _longer(recipe: Recipe, name: str) -> tuple[Recipe, str]:
 
 def attempt_folder(folder: RunFolder, number: int) -> RunFolder:
     """Where an attempt after the first is kept."""
-    return RunFolder(folder.path / "attempts" / f"{number:02d}")
+    return RunFolder(folder.path / "attempts" / f"{number:02d}", folder.shared)
 
 
 def start_attempt(previous: RunFolder, following: RunFolder) -> None:

@@ -150,6 +150,7 @@ class StageRun:
             ],
             "invariants": promises,
             **features,
+            **strategy.facts(ctx),
         }
         scores = "".join(f", {name} {value:.2f}" for name, value in figures.items())
         ctx.log("stage_done", f"  {self.stage.name}: {report['seconds']:.0f} s{scores}", **report)

@@ -37,10 +37,19 @@ class Kept:
         gap = self.bound - self.plain
         return 100 * (self.permuted - self.plain) / gap if gap > 0 else 0.0
 
+    def shares(self) -> dict[str, float]:
+        """Percent of the bound that is kept `before` and `after`, and the `efficacy`."""
+        bound = self.bound or 1.0  # where every score is 0
+        before, after = 100 * self.plain / bound, 100 * self.permuted / bound
+        return {"before": round(before, 3), "after": round(after, 3), "efficacy": round(self.efficacy, 2)}
+
     def text(self) -> str:
         """For a log line."""
-        share, before = 100 * self.permuted / self.bound, 100 * self.plain / self.bound
-        return f"keeps {share:.2f} % of what fits at all, {before:.2f} in the old order; efficacy {self.efficacy:.1f} %"
+        share = self.shares()
+        return (
+            f"keeps {share['after']:.2f} % of what fits at all, {share['before']:.2f} in the old order; "
+            f"efficacy {share['efficacy']:.1f} %"
+        )
 
     def __add__(self, other: Kept) -> Kept:
         return Kept(self.plain + other.plain, self.permuted + other.permuted, self.bound + other.bound)

@@ -86,10 +86,16 @@ def search_groups(
     for group in groups:
         scores = {name: _score(model, name, norms.get(name)) for name in group.readers if name in pruned}
         order = search_order(torch.cat(list(scores.values())), *pattern, block=group.block, seed=seed)
-        for name, score in scores.items():
-            progress(name, kept_score(score, order, *pattern))
+        gains = {name: kept_score(score, order, *pattern) for name, score in scores.items()}
+        for name, gain in gains.items():
+            progress(name, gain)
         segments = [[segment.tensor, segment.axis, segment.start] for segment in group.segments]
-        entries.append({"name": group.name, "order": " ".join(map(str, order.tolist())), "segments": segments})
+        kept = {
+            name: [float(f"{score:.7g}") for score in (gain.plain, gain.permuted, gain.bound)]
+            for name, gain in gains.items()
+        }
+        words = " ".join(map(str, order.tolist()))
+        entries.append({"name": group.name, "order": words, "segments": segments, "kept": kept})
     return {"op": "permute", "groups": entries}
 
 
@@ -120,6 +126,12 @@ def _order(group: Mapping[str, Any]) -> Tensor:
     if not torch.equal(order.sort().values, torch.arange(len(order))):
         raise InputError(f"permute: {group['name']}: its order is no permutation")
     return order
+
+
+def order_gains(edits: Iterable[Mapping[str, Any]]) -> dict[str, Kept]:
+    """What the recorded permutations won, by the layer whose masks gain by it."""
+    groups = [group for edit in edits if edit["op"] == "permute" for group in edit["groups"]]
+    return {name: Kept(*gain) for group in groups for name, gain in group.get("kept", {}).items()}
 
 
 def reordered_like(student: nn.Module, teacher: nn.Module, edits: Iterable[Mapping[str, Any]]) -> nn.Module | None:

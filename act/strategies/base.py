@@ -126,6 +126,10 @@ class Strategy(ABC):
         """Layers of the prepared model that were touched, but less than asked, and why."""
         return []
 
+    def facts(self, ctx: Context) -> dict[str, Any]:
+        """What the stage's entry in the report holds beside that of every stage, read from `ctx.edits`."""
+        return {}
+
     def invariants(self, model: nn.Module) -> list[Invariant]:
         """What must hold from now on."""
         return []

@@ -15,7 +15,7 @@ from act.selection import select_layers
 from act.sparsity.masks import Pattern, flip_rate, nm_mask, nm_violations, parse_pattern
 from act.sparsity.oneshot import oneshot_prune
 from act.sparsity.permute import Kept
-from act.sparsity.reorder import input_norms, reorderable, search_groups
+from act.sparsity.reorder import input_norms, order_gains, reorderable, search_groups
 from act.sparsity.srste import decay_pruned
 from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 
@@ -192,6 +192,15 @@ class Prune(Strategy):
             assert layer.weight_mask is not None
             layer.weight.data.mul_(layer.weight_mask)
             layer.straight_through = False
+
+    def facts(self, ctx: Context) -> dict[str, Any]:
+        """`channel_order`: what a mask keeps of the scores before and after the permutation, in all and by layer."""
+        gains = order_gains(ctx.edits)
+        if not gains:
+            return {}
+        total = sum(gains.values(), Kept(0.0, 0.0, 0.0))
+        layers = {name: gain.shares() for name, gain in gains.items()}
+        return {"channel_order": {"all": total.shares(), "layers": layers}}
 
     def milder(self, model: nn.Module, ctx: Context) -> tuple[Any, str] | None:
         from act.sensitivity.worst import excluding_worst

@@ -12,7 +12,7 @@ from act.run.page.files import attempts, commands, exported
 from act.run.page.layers import layers
 from act.run.page.parts import details, mapping, section
 from act.run.page.scatter import scatter
-from act.run.page.stages import features, left, promises, stages
+from act.run.page.stages import features, left, promises, reordered, stages
 from act.run.page.summary import before_after, header
 
 
@@ -30,6 +30,7 @@ def render(report: Mapping[str, Any], recipe_text: str, events: Sequence[Mapping
         section("Layers left as they were", left(report)),
         section("Training", f'<div class="figures">{curves}</div>' if curves else ""),
         section("Distilled layers", features(report)),
+        section("Channel order", reordered(report)),
         section("Attempts", attempts(report)),
         section("Exported files", exported(report)),
         section("Not run here", commands(report)),

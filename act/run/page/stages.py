@@ -7,7 +7,9 @@ from html import escape
 from typing import Any
 
 from act.folding import shorten
-from act.run.page.parts import Number, called, duration, figure, metrics, table
+from act.run.page.parts import Number, called, details, duration, figure, metrics, table
+
+_GAINS = (("before", 2), ("after", 2), ("efficacy", 1))  # of `channel_order`, with the digits shown
 
 
 def stages(report: Mapping[str, Any]) -> str:
@@ -62,6 +64,28 @@ def features(report: Mapping[str, Any]) -> str:
         "<p><small>Loss: mean over a stage's last steps, without weights. Weight: the loss that the stage before left, "
         "over the mean of all layers.</small></p>"
     )
+
+
+def reordered(report: Mapping[str, Any]) -> str:
+    """What reordering channels won for the masks of each layer; '' where nothing was reordered."""
+    parts = []
+    for stage in report["stages"]:
+        if "channel_order" not in stage:
+            continue
+        order = stage["channel_order"]
+        total = order["all"]
+        rows = [
+            (name, *(Number(f"{gain[key]:.{digits}f}") for key, digits in _GAINS))
+            for name, gain in order["layers"].items()
+        ]
+        head = ("layer", *map(Number, ("% kept in the old order", "% kept in the new", "efficacy, %")))
+        parts.append(
+            f"<p>Channels were reordered for {len(rows)} layers before masks were chosen, which leaves the dense "
+            f"model's function as it was. Masks keep {total['after']:.2f} % of the scores that fit at all, "
+            f"{total['before']:.2f} % in the old order: {total['efficacy']:.1f} % of that gap is won (efficacy).</p>"
+            f"{details(f'All {len(rows)} layers', table(head, rows))}"
+        )
+    return "".join(parts)
 
 
 def promises(report: Mapping[str, Any]) -> str:
