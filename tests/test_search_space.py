@@ -126,6 +126,15 @@ def test_no_such_file(base: Recipe, tmp_path: Path) -> None:
         read_space(tmp_path / "no.yaml", base)
 
 
+def test_paths_start_at_the_folder_of_the_space(tmp_path: Path, base: Recipe) -> None:
+    (tmp_path / "few").mkdir()
+    space = space_of(tmp_path, "data.calibration: {choice: [few, builtin:digits.tar/train]}\n", base)
+    chosen = [space.recipe({"data.calibration": value}).data.calibration for value in space.dimensions[0].choices]
+    assert chosen[0] == str(tmp_path / "few") and str(chosen[1]).endswith("digits.tar/train")
+    with pytest.raises(InputError, match=r"space.yaml:1: data.calibration: none: no such .* \(looked in .*paths_start"):
+        space_of(tmp_path, "data.calibration: {choice: [few, none]}\n", base)
+
+
 def test_off_leaves_a_strategy_out_with_all_that_belongs_to_it(tmp_path: Path, base: Recipe) -> None:
     text = (
         "QuantAware: {choice: [off, {}]}\nQuantPost: {choice: [off, {weight_bits: 4}]}\n"

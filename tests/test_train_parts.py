@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -183,6 +184,16 @@ def test_random_state_survives_json_and_safetensors(tmp_path: Path) -> None:
     first = draws()
     seed_everything(1, 3)
     assert all(a != b for a, b in zip(first, draws(), strict=True))
+
+
+@pytest.mark.parametrize("here", [0, 1, 3])
+def test_random_state_goes_to_as_many_gpus_as_there_are(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: dict[int, torch.Tensor] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda part, index: restored.update({index: part}))
+    saved = [torch.tensor([1]), torch.tensor([2])]
+    set_random(dataclasses.replace(get_random(), cuda=saved))
+    assert restored == dict(enumerate(saved[:here]))
 
 
 def test_own_random_numbers_leave_the_global_ones_alone() -> None:

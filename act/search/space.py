@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class Space:
     base: Recipe
     dimensions: tuple[Dimension, ...]
     values: dict[str, Any]  # as the file has it
+    folder: Path  # where relative paths among the values start
 
     @property
     def size(self) -> float:
@@ -69,7 +70,7 @@ class Space:
 
         It has one attempt: a milder recipe would be another point of the space, which is the search's to choose.
         """
-        recipe = changed(self.base, point, "this combination")
+        recipe = changed(self.base, point, "this combination", self.folder)
         return dataclasses.replace(recipe, target=dataclasses.replace(recipe.target, attempts=1))
 
     def start(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Space:
 
 
 def read_space(path: Path, base: Recipe) -> Space:
-    """The space in a YAML file of `dotted.key: {choice: [...]}` and ranges.
+    """The space in a YAML file of `dotted.key: {choice: [...]}` and ranges; relative paths start at its folder.
 
     Raises:
         InputError: with every problem found, one line each: unknown keys, empty ranges, values that the recipe refuses.
@@ -115,14 +116,15 @@ def read_space(path: Path, base: Recipe) -> Space:
             problems.add(given, "given twice; keep one of them")
         elif (found := read_dimension(key, values, problems)) is not None:
             dimensions[key] = found
-    for dimension in dimensions.values():
-        _check(dimension, dimensions.values(), base, problems)
+    space = Space(base, tuple(dimensions.values()), document.values, path.resolve().parent)
+    for dimension in space.dimensions:
+        _check(dimension, space, problems)
     problems.raise_if_any()
-    return Space(base, tuple(dimensions.values()), document.values)
+    return space
 
 
-def changed(base: Recipe, point: Mapping[str, Any], source: str) -> Recipe:
-    """`base` with the values of `point` by dotted key, checked as a whole.
+def changed(base: Recipe, point: Mapping[str, Any], source: str, folder: Path | None = None) -> Recipe:
+    """`base` with the values of `point` by dotted key, checked as a whole; relative paths among them start at `folder`.
 
     A strategy whose section is OFF is left out, with the values below it and its training section. InputError with
     every problem, each beginning with `source`.
@@ -135,12 +137,12 @@ def changed(base: Recipe, point: Mapping[str, Any], source: str) -> Recipe:
         if key not in off and not any(key.startswith(prefix) for prefix in without):
             set_value(tree, key.split("."), copy.deepcopy(value), problems)  # more may be set inside it
     problems.raise_if_any()
-    return recipe_from_dict(tree, [f"~{key}" for key in off], source=source)
+    return recipe_from_dict(tree, [f"~{key}" for key in off], folder, source)
 
 
-def _check(dimension: Dimension, others: Iterable[Dimension], base: Recipe, problems: Problems) -> None:
+def _check(dimension: Dimension, space: Space, problems: Problems) -> None:
     """Report the values of `dimension` that the recipe refuses whichever of the other strategies are on."""
-    sections = [item for item in others if "." not in item.key and item.key != dimension.key]
+    sections = [item for item in space.dimensions if "." not in item.key and item.key != dimension.key]
     combinations = itertools.product(*([(item.key, value) for value in item.choices] for item in sections))
     contexts = [{}, *(dict(pairs) for pairs in itertools.islice(combinations, _CONTEXTS) if pairs)]
     source = f"{problems.source}:{problems.lines[dimension.key]}"
@@ -148,7 +150,7 @@ def _check(dimension: Dimension, others: Iterable[Dimension], base: Recipe, prob
         refused: list[str] | None = None
         for context in contexts:
             try:
-                changed(base, {**context, dimension.key: value}, source)
+                changed(space.base, {**context, dimension.key: value}, source, space.folder)
                 break
             except InputError as error:
                 refused = error.problems if refused is None else refused

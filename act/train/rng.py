@@ -43,12 +43,12 @@ def get_random(cuda: bool = True) -> RandomState:
 
 
 def set_random(state: RandomState) -> None:
-    """Put a snapshot back."""
+    """Put a snapshot back, for as many GPUs as there are here and were there."""
     random.setstate(state.python)
     np.random.set_state(state.numpy)
     torch.set_rng_state(state.torch)
-    if state.cuda:
-        torch.cuda.set_rng_state_all(state.cuda)
+    for index, part in enumerate(state.cuda[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(part, index)
 
 
 class OwnRandom:
