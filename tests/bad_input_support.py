@@ -171,3 +171,12 @@ def refused(place: Path, argv: Sequence[str], capsys: pytest.CaptureFixture[str]
     }
     assert after.keys() == before.keys()
     return line
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2, most: int = 1) -> str:
+    capsys.readouterr()
+    assert main(list(argv)) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("vitcompress: error: ") for line in lines), lines
+    assert len(lines) <= most and "should not happen" not in lines[0], lines
+    return lines[0]

@@ -6,59 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+from distill_support import context, distilled, images, losses, make, strategy
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from act.context import Context
-from act.data.bundle import DataBundle
-from act.distill.capture import all_blocks, expand_nodes, last_block
 from act.distill.losses import cosine, soft_kl
 from act.errors import InputError
-from act.recipe.schema import ModelConfig, Recipe, TrainConfig
+from act.recipe.schema import ModelConfig, TrainConfig
 from act.strategies.base import find_strategy
 from act.strategies.distillation import Distillation
 from act.train.recover import recover
-
-SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
-
-
-def make(name: str = "vit_tiny_patch16_224", seed: int = 0, **kwargs: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = timm.create_model(name, **{**SIZE, **kwargs})
-    return model.eval()
-
-
-def distilled(seed: int = 0, **kwargs: Any) -> nn.Module:
-    return make("deit_tiny_distilled_patch16_224", seed, **kwargs)
-
-
-def context(labelled: bool = False) -> Context:
-    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    tensors = (images, torch.arange(32) % 5) if labelled else (images,)
-    bundle = DataBundle.from_loaders(DataLoader(TensorDataset(*tensors), batch_size=8))
-    return Context(recipe=Recipe(), input_size=(3, 32, 32), data=bundle)
-
-
-def strategy(**fields: Any) -> Distillation:
-    config = Distillation.Config(**fields)
-    assert Distillation.problems(config) == []
-    return Distillation(config)
-
-
-def losses(student: nn.Module, teachers: list[nn.Module], ctx: Context | None = None, **fields: Any) -> dict[str, Any]:
-    objective = strategy(**fields).objective(student, teachers, ctx or context())
-    student.train()
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    terms = objective.losses(images, torch.arange(4), student(images))
-    objective.close()
-    student.eval()
-    return terms
-
-
-def images() -> torch.Tensor:
-    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def test_default_is_soft_logits_and_every_block() -> None:
@@ -254,65 +211,6 @@ def test_distillation_brings_a_student_closer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "node"),
-    [
-        ("vit_tiny_patch16_224", {}, "blocks.11"),
-        ("swin_tiny_patch4_window7_224", {}, "layers.3"),
-        ("convnext_atto", {}, "stages.3"),
-        ("resnet18", {}, "layer4"),
-    ],
-)
-def test_auto_finds_the_blocks(name: str, kwargs: dict[str, Any], node: str) -> None:
-    model = timm.create_model(name, **kwargs)
-    assert last_block(model) == node
-    stem, blocks = node.rstrip("0123456789"), all_blocks(model)
-    assert blocks[-1] == node and len(set(blocks)) == len(blocks) == (12 if "vit" in name else 4)
-    assert all(block.startswith(stem) for block in blocks)
-    del model.feature_info
-    assert last_block(model).startswith(node)
-
-
-def test_auto_without_feature_info() -> None:
-    model = nn.Sequential()
-    model.add_module("stem", nn.Linear(4, 4))
-    model.add_module("layers", nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(3)))
-    assert last_block(model) == "layers.2"
-    with pytest.raises(InputError, match="auto finds no list"):
-        last_block(nn.Sequential(nn.Linear(4, 4)))
-
-
-def test_channels_first_and_channels_last_features() -> None:
-    ctx = Context(recipe=Recipe(), input_size=(3, 64, 64))
-    swin = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)}
-    for name, node, kwargs, width in (
-        ("swin_tiny_patch4_window7_224", "layers.1", swin, 48),
-        ("convnext_atto", "stages.3", {"dims": (8, 8, 16, 24), "depths": (1, 1, 1, 1)}, 24),
-    ):
-        student = timm.create_model(name, num_classes=5, **kwargs)
-        wider = dict(kwargs, **({"embed_dim": 48} if "embed_dim" in kwargs else {"dims": (8, 8, 16, 32)}))
-        teacher = timm.create_model(name, num_classes=5, **wider)
-        objective = strategy(node=node, loss="cosine").objective(student, [teacher], ctx)
-        assert objective.parameters()[0].shape[1] == width
-
-
-def test_auto_for_attention_is_the_last_qkv() -> None:
-    assert "feature.blocks.1.attn.qkv" in losses(make(seed=1), [make()], loss="attention")
-    with pytest.raises(InputError, match="no joint qkv"):
-        expand = strategy(loss="attention").select
-        expand(timm.create_model("resnet10t"), context())
-
-
-def test_globs_and_wrong_names() -> None:
-    model = make()
-    assert expand_nodes(model, ["blocks.*.mlp", "head"]) == [["blocks.0.mlp", "blocks.1.mlp"], ["head"]]
-    with pytest.raises(InputError) as caught:
-        expand_nodes(model, ["block.1", "nowhere"])
-    assert len(caught.value.problems) == 2
-    assert "near: blocks.1" in caught.value.problems[0]
-    assert "vitcompress nodes MODEL" in caught.value.problems[0]
-
-
-@pytest.mark.parametrize(
     ("teacher", "fields", "words"),
     [
         ({"num_classes": 7}, {}, "7 classes, the student 5"),
@@ -362,8 +260,3 @@ def test_teacher_nodes_of_another_depth() -> None:
 def test_impossible_sections_are_named(fields: dict[str, Any], words: str) -> None:
     problems = Distillation.problems(Distillation.Config(**fields))
     assert any(words in problem for problem in problems), problems
-
-
-def test_select_lists_the_nodes() -> None:
-    ctx = Context(recipe=Recipe(), input_size=(3, 32, 32))
-    assert strategy(node=["blocks.*", "head"]).select(make(), ctx).done == ["blocks.0", "blocks.1", "head"]
