@@ -101,9 +101,11 @@ def main() -> int:
     parser.add_argument("--labelled", action="store_true", help="train with the labels of the training images")
     parser.add_argument("--shared", type=Path, help="a folder in common with other runs, for stages that are equal")
     parser.add_argument("--force", action="store_true", help="take over a folder of another recipe")
+    parser.add_argument("--reproduce", action="store_true", help="`vitcompress reproduce`: do recorded results hold?")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further changes of the recipe")
     args = parser.parse_intermixed_args()
 
+    from act.cli.main import main as vitcompress
     from act.errors import ActError
     from act.recipe.load import load_recipe
     from act.run.runner import run
@@ -112,9 +114,12 @@ def main() -> int:
     images = root / args.bench / BENCHES[args.bench]["train"]
     # Beside the run folder, which must be the run's alone.
     train = images if args.labelled else without_labels(images, args.dir.resolve().with_name(f"{args.dir.name}-images"))
+    settings = [*bench_overrides(root, args.bench, train), *args.overrides]
+    if args.reproduce:
+        return vitcompress(["reproduce", args.recipe, "--dir", str(args.dir), *settings])
     begin = time.monotonic()
     try:
-        recipe = load_recipe(args.recipe, [*bench_overrides(root, args.bench, train), *args.overrides])
+        recipe = load_recipe(args.recipe, settings)
         result = run(recipe, args.dir, force=args.force, shared=args.shared)
     except ActError as error:
         print(error, file=sys.stderr)
