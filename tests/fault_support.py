@@ -39,7 +39,7 @@ RECIPE: dict[str, Any] = {
 # One thread, since the order of additions, and with it the last bit, depends on how many there are.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 # What depends on the clock and the machine's load, of report.json.
-TIMES = ("seconds", "images_per_second", "peak_rss_mb", "latency", "speedup")
+TIMES = ("seconds", "step_seconds", "images_per_second", "peak_rss_mb", "latency", "speedup")
 
 
 def write_recipe(folder: Path, **sections: Any) -> Path:

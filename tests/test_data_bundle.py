@@ -139,6 +139,9 @@ def test_limits_are_seeded_choices(tmp_path: Path) -> None:
     assert len(chosen) == 7 and chosen == set(numbers(bundle.train(4, 5))) and chosen != set(range(7))
     assert set(numbers(bundle.calibration(100, 4))) == chosen
     assert bundle.notes and bundle.fingerprint() != DataBundle(config(train, val=train), PLAIN, 0).fingerprint()
+    # Models of different seeds are compared on the same images.
+    other = DataBundle(config(train, val=train, limit_train=7, limit_val=3), PLAIN, seed=1)
+    assert numbers(other.val(3)) == numbers(bundle.val(3)) and set(numbers(other.train(4, 0))) != chosen
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -77,9 +77,14 @@ def test_stages_say_what_they_cost_and_bought() -> None:
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row[0])
     assert cells == ["prune", "66.00", "-2.00", "91.00", "2 of 14", "1 h 06 min", "500", "2.00", "42.0", "2,900 MiB"]
     assert ">+1.10<" in page  # quantisation, against the stage before
+    assert (
+        "A step of quant_aware: 2.00 s, waiting for images 5 %, forward 20 %, teachers and losses 20 %, backward 50 %, "
+        "update of weights and masks 5 %." in page
+    )
     old = full_report()
     for stage in old["stages"]:
-        del stage["epochs"], stage["images_per_second"]
+        del stage["epochs"], stage["images_per_second"], stage["step_seconds"]
+    assert "A step of" not in render(old, "", [])
     assert "images/s" not in render(old, "", []).partition("Stages")[2].partition("</table>")[0]
 
 

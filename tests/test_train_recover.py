@@ -17,6 +17,7 @@ from act.context import Context
 from act.data.bundle import DataBundle
 from act.errors import InputError
 from act.recipe.schema import Recipe, TrainConfig
+from act.train.laps import PARTS
 from act.train.recover import TrainResult, recover
 from act.train.task import TaskLoss
 
@@ -43,6 +44,21 @@ def test_training_lowers_the_loss_and_reports(tmp_path: Path) -> None:
     assert (result.steps, result.stopped_by, result.best_metric) == (100, "steps", None)
     assert result.images_per_second > 0
     assert set(result.losses) == {"task"}
+    # Steps 2, 10, ..., 98 were taken apart; 100 times what they took is about what all of them did.
+    assert list(result.step_seconds) == list(PARTS) and min(result.step_seconds.values()) > 0
+    assert 100 * sum(result.step_seconds.values()) < 3 * result.seconds
+
+
+def test_time_of_steps_goes_on_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act.train.laps.EVERY", 2)
+    ctx = make_context()
+    ctx.log = kill_at(5)
+    with pytest.raises(Killed):
+        train(tmp_path, ctx, save_iter=4, logging_iter=1)
+    train(tmp_path, save_iter=4)
+    saved = json.loads((tmp_path / "step-00000007" / "state.json").read_text())
+    saved = saved.get("record", saved)
+    assert saved["laps"]["steps"] == 3  # the second and the fourth before the kill, the sixth after it
 
 
 @pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9, "accumulation": 2, "amp": "bf16"}, {"optimizer": "sgd"}])

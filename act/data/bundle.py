@@ -27,6 +27,7 @@ MINIMUM = {
     "limit_train": 1,
     "limit_val": 1,
 }
+VALIDATION_SEED = 0
 
 
 class DataBundle:
@@ -35,8 +36,8 @@ class DataBundle:
     Args:
         cfg: the section.
         preprocess: from `act.data.preprocess.resolve_preprocess`.
-        seed: fixes the choices of `limit_train` and `limit_val`, the order and augmentation of every epoch, and the
-            calibration images. The numbers do not depend on the workers.
+        seed: fixes the choice of `limit_train`, the order and augmentation of every epoch, and the calibration images;
+            that of `limit_val` is the same for all seeds. The numbers do not depend on the workers.
 
     Raises:
         InputError: every problem found in the section, all at once.
@@ -82,7 +83,9 @@ class DataBundle:
                 classes, origin = source.class_names, "data.train"
             if augment is not None:
                 bad = BadImages(source, cfg.max_bad_images, key)
-                splits[role] = FileSplit(source, bad, preprocess, augment, cfg.workers, seed, limit)
+                # What models are compared on must not change with the seed that they were trained with.
+                own = VALIDATION_SEED if role == "val" else seed
+                splits[role] = FileSplit(source, bad, preprocess, augment, cfg.workers, own, limit)
         if problems:
             raise InputError(problems)
         self._assemble(splits["train"], splits["val"], splits["calibration"])

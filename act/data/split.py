@@ -60,7 +60,7 @@ class Split(Protocol):
 
 
 class FileSplit:
-    """Images of an `ImageSource`, all of them or a seeded choice of `limit`."""
+    """Images of an `ImageSource`, all of them or a choice of `limit` by `seed`."""
 
     def __init__(
         self,

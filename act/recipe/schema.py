@@ -50,7 +50,7 @@ class DataConfig:
     std: list[float] | None = None  # they are divided by
     max_bad_images: int = 10  # unreadable images are named and skipped up to this many
     limit_train: int | None = None  # use only so many training images (a seeded choice)
-    limit_val: int | None = None  # the same of validation images
+    limit_val: int | None = None  # the same of validation images; the same choice whatever the seed
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

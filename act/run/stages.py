@@ -194,6 +194,8 @@ class StageRun:
         pace: dict[str, Any] = {"images_per_second": round(result.images_per_second, 2)}
         if ctx.data is not None and ctx.data.train_images:
             pace["epochs"] = round(result.images / ctx.data.train_images, 3)
+        if result.step_seconds:
+            pace["step_seconds"] = {part: round(seconds, 4) for part, seconds in result.step_seconds.items()}
         return result.steps, before, pace | learned(objectives, result.losses)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,13 +24,15 @@ from act.strategies.base import Objective, Strategy
 from act.train.attention import to_write_out, written_out
 from act.train.check import train_problems
 from act.train.guard import check_finite, training_fault
-from act.train.launch import any_process, close_trackers, from_main, make_accelerator, mean_over_processes
+from act.train.laps import BACKWARD, IMAGES, UPDATE, Laps
+from act.train.launch import any_process, close_trackers, make_accelerator, mean_over_processes
 from act.train.optim import clip_gradients, make_optimizer, parameter_groups, schedule_factor, set_learning_rate
-from act.train.progress import Bar, Meter, describe, mean_terms
+from act.train.progress import Bar, Meter, mean_terms
 from act.train.rng import seed_everything
-from act.train.state import TrainState, best_path, load_module, load_state, save_state, save_tensors
+from act.train.state import TrainState, best_path, load_module, load_state, save_state
 from act.train.step import LossTerms
 from act.train.stream import batch_stream, batches_per_epoch
+from act.train.watch import evaluate_when_due, report
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -41,7 +42,7 @@ class TrainResult:
     """What a training did.
 
     `images`: over all processes and epochs; `losses`: mean of each term over the last steps; `best_metric`: None
-    without evaluations; `stopped_by`: `steps` or `target_metric`.
+    without evaluations; `stopped_by`: `steps` or `target_metric`; `step_seconds`: see `act.train.laps`.
     """
 
     steps: int
@@ -51,10 +52,11 @@ class TrainResult:
     losses: dict[str, float]
     best_metric: float | None
     stopped_by: str
+    step_seconds: dict[str, float]
 
 
 @dataclass
-class _Training:
+class Training:
     """What the parts of the loop share."""
 
     model: nn.Module
@@ -68,6 +70,7 @@ class _Training:
     written_out: list[nn.Module]  # attention modules, see act.train.attention
     ema: ModelEmaV3 | None
     state: TrainState
+    laps: Laps
     steps: int
     title: str
     last_good: Path | None = None
@@ -130,7 +133,7 @@ def _start(
     ctx: Context,
     folder: Path,
     evaluate: Evaluate | None,
-) -> _Training:
+) -> Training:
     problems = [f"TrainConfig.{problem}" for problem in train_problems(cfg)]
     if cfg.eval_iter is not None and evaluate is None:
         problems.append("TrainConfig.eval_iter: there is nothing to evaluate with; name data.val or leave it out")
@@ -144,7 +147,8 @@ def _start(
     accelerator = make_accelerator(cfg, ctx, folder)
     seed_everything(ctx.recipe.seed, accelerator.process_index)
     steps = total_steps(cfg, batches_per_epoch(ctx.data.train_loader(_batch_size(cfg, ctx))))
-    terms = LossTerms(model, objectives).to(accelerator.device)
+    laps = Laps(accelerator.device)
+    terms = LossTerms(model, objectives, laps.lap).to(accelerator.device)
     ranges = strategy.range_parameters(model) if strategy is not None else []
     optimizer = make_optimizer(parameter_groups(model, terms.extra, ranges, cfg), cfg)
     # Averaging starts from nothing: a plain decay of 0.999 would keep the damaged weights for a thousand steps.
@@ -153,8 +157,8 @@ def _start(
         ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True, exclude_buffers=True)
     besides = [other for objective in objectives for other in objective.models()]
     parts = {"model": model, "extra": terms.extra} | ({"ema": ema.module} if ema is not None else {})
-    state = TrainState(parts, optimizer, key=_key(cfg, ctx, steps, strategy))
-    training = _Training(
+    state = TrainState(parts, optimizer, key=_key(cfg, ctx, steps, strategy), laps=laps.sums)
+    training = Training(
         model=model,
         strategy=strategy,
         cfg=cfg,
@@ -166,6 +170,7 @@ def _start(
         written_out=to_write_out([model, *besides], accelerator.device, cfg.amp == "bf16"),
         ema=ema,
         state=state,
+        laps=laps,
         steps=steps,
         title=strategy.name if strategy is not None else "train",
     )
@@ -180,7 +185,7 @@ def _start(
     return training
 
 
-def _run(training: _Training) -> None:
+def _run(training: Training) -> None:
     """Every step that is left, then the weights that were chosen."""
     state, cfg = training.state, training.cfg
     ctx = training.ctx
@@ -192,6 +197,7 @@ def _run(training: _Training) -> None:
     shown = training.accelerator.is_main_process
     with StopAfterStep() as stop, Bar(training.title, training.steps, state.step, shown) as bar:
         while state.step < training.steps:
+            training.laps.start(state.step)
             rate = set_learning_rate(state.optimizer, schedule_factor(state.step + 1, training.steps, cfg))
             terms, images = _backward(training, stream)
             if training.strategy is not None:
@@ -206,10 +212,11 @@ def _run(training: _Training) -> None:
                 values = training.strategy.after_step(training.model, state.step, training.steps)
             if training.ema is not None:
                 training.ema.update(training.model, state.step)
+            training.laps.lap(UPDATE)
             meter.add(state.step, terms, images)
             if state.step % cfg.logging_iter == 0 or state.step == training.steps:
-                _report(training, meter, bar, rate, values)
-            reached = _evaluate_when_due(training, meter)
+                report(training, meter, bar, rate, values)
+            reached = evaluate_when_due(training, meter)
             if reached or state.step == training.steps:
                 break
             asked = any_process(stop.number, training.accelerator)
@@ -222,7 +229,7 @@ def _run(training: _Training) -> None:
         _finish(training, meter, "target_metric" if reached else "steps")
 
 
-def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, float], int]:
+def _backward(training: Training, stream: Iterator[Batch]) -> tuple[dict[str, float], int]:
     """Gradients of one step's batches; their mean loss terms in this process and the number of images in all."""
     count, accelerator = training.cfg.accumulation, training.accelerator
     names: list[str] = []
@@ -230,6 +237,7 @@ def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, f
     images = 0
     for index in range(count):
         batch = next(stream)
+        training.laps.lap(IMAGES)
         images += len(batch.images) * accelerator.num_processes
         # Gradients are averaged over the processes once per step, with the last of its batches.
         with accelerator.no_sync(training.terms) if index + 1 < count else nullcontext():
@@ -239,68 +247,13 @@ def _backward(training: _Training, stream: Iterator[Batch]) -> tuple[dict[str, f
             names = list(terms)
             values = torch.stack([term.float() for term in terms.values()]) / count
             values.sum().backward()  # type: ignore[no-untyped-call]
+        training.laps.lap(BACKWARD)
         total = values.detach() if total is None else total + values.detach()
     assert total is not None
     return dict(zip(names, total.tolist(), strict=True)), images
 
 
-def _report(training: _Training, meter: Meter, bar: Bar, rate: float, values: dict[str, float]) -> None:
-    """The event of a logging step, its line or bar, and the trackers."""
-    losses = mean_over_processes(meter.losses(), training.accelerator)
-    line = describe(training.title, meter, losses, rate, values)
-    bar.update(meter.step, line)
-    training.ctx.log(
-        "train_step",
-        "" if bar.shown else line,
-        stage=training.title,
-        step=meter.step,
-        steps=meter.steps,
-        lr=rate,
-        loss=sum(losses.values()),
-        losses=losses,
-        values=values,
-        images_per_second=round(meter.images_per_second, 2),
-        eta_seconds=round(meter.eta_seconds, 1),
-    )
-    if training.cfg.trackers:
-        tracked = {f"loss/{name}": value for name, value in losses.items()} | {"lr": rate} | values
-        training.accelerator.log(tracked | {"images_per_second": meter.images_per_second}, step=meter.step)
-
-
-def _evaluate_when_due(training: _Training, meter: Meter) -> bool:
-    """Evaluate every `eval_iter` steps and after the last; remember the best; True when the target is reached."""
-    cfg, state = training.cfg, training.state
-    if cfg.eval_iter is None or training.evaluate is None:
-        return False
-    if state.step % cfg.eval_iter and state.step != training.steps:
-        return False
-    model = training.ema.module if training.ema is not None else training.model
-    value = 0.0
-    started = time.monotonic()
-    if training.accelerator.is_main_process:
-        model.eval()
-        value = float(training.evaluate(model))
-    # Every process must stop at the same step, so that none waits for another's gradients.
-    value = from_main(value, training.accelerator)
-    meter.evaluated(time.monotonic() - started)
-    training.model.train()
-    better = state.best_metric is None or _better(value, state.best_metric, cfg.metric_mode)
-    if better:
-        state.best_metric, state.best_step = value, state.step
-        if cfg.select == "best" and training.accelerator.is_main_process:
-            save_tensors(best_path(training.folder, state.step), model.state_dict())
-    message = f"{training.title} {state.step}/{training.steps}  metric {value:.4g}{' (best so far)' if better else ''}"
-    training.ctx.log("train_evaluation", message, stage=training.title, step=state.step, metric=value, best=better)
-    if training.cfg.trackers:
-        training.accelerator.log({"metric": value}, step=state.step)
-    return cfg.target_metric is not None and not _better(cfg.target_metric, value, cfg.metric_mode)
-
-
-def _better(value: float, than: float, mode: str) -> bool:
-    return value > than if mode == "max" else value < than
-
-
-def _save(training: _Training, meter: Meter) -> None:
+def _save(training: Training, meter: Meter) -> None:
     state = training.state
     state.seconds, state.images = meter.seconds, meter.images
     state.recent = [mean_over_processes(dict(terms), training.accelerator) for terms in meter.recent]
@@ -308,7 +261,7 @@ def _save(training: _Training, meter: Meter) -> None:
         training.last_good = save_state(state, training.folder)
 
 
-def _finish(training: _Training, meter: Meter, stopped_by: str) -> None:
+def _finish(training: Training, meter: Meter, stopped_by: str) -> None:
     """Put the chosen weights into the model (best, else averaged, else last) and keep them."""
     state = training.state
     training.accelerator.wait_for_everyone()
@@ -322,12 +275,20 @@ def _finish(training: _Training, meter: Meter, stopped_by: str) -> None:
     training.accelerator.wait_for_everyone()
 
 
-def _result(training: _Training) -> TrainResult:
+def _result(training: Training) -> TrainResult:
     state = training.state
     assert state.stopped_by is not None
     rate = state.images / max(state.seconds, 1e-9)
-    losses = mean_terms(state.recent)
-    return TrainResult(state.step, state.images, state.seconds, rate, losses, state.best_metric, state.stopped_by)
+    return TrainResult(
+        steps=state.step,
+        images=state.images,
+        seconds=state.seconds,
+        images_per_second=rate,
+        losses=mean_terms(state.recent),
+        best_metric=state.best_metric,
+        stopped_by=state.stopped_by,
+        step_seconds=training.laps.per_step(),
+    )
 
 
 def _batch_size(cfg: TrainConfig, ctx: Context) -> int:

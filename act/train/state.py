@@ -41,6 +41,7 @@ class TrainState:
     best_metric: float | None = None
     best_step: int | None = None  # whose weights lie in best-XXXXXXXX.safetensors
     stopped_by: str | None = None  # None while the training goes on
+    laps: dict[str, float] = field(default_factory=dict)  # see act.train.laps
 
 
 _SCALARS = ("step", "seconds", "images", "recent", "best_metric", "best_step", "stopped_by")
@@ -64,7 +65,8 @@ def save_state(state: TrainState, folder: Path) -> Path:
     """Save everything of `state` and return the folder that holds it. A finished training keeps only its model."""
     target = folder / f"step-{state.step:08d}"
     finished = state.stopped_by is not None
-    record: dict[str, Any] = {"key": state.key} | {name: getattr(state, name) for name in _SCALARS}
+    record: dict[str, Any] = {"key": state.key, "laps": state.laps}
+    record |= {name: getattr(state, name) for name in _SCALARS}
     tensors: dict[str, Mapping[str, Tensor]] = {
         name: module.state_dict()
         for name, module in state.parts.items()
@@ -114,6 +116,7 @@ def load_state(
 def _fill(state: TrainState, saved: Mapping[str, Any], source: Path, restore_random: bool) -> None:
     for name in _SCALARS:
         setattr(state, name, saved[name])
+    state.laps.update(saved.get("laps", {}))
     finished = state.stopped_by is not None
     for name, module in state.parts.items():
         if name == "model" or (not finished and module.state_dict()):

@@ -8,6 +8,7 @@ from typing import Any
 
 from act.folding import shorten
 from act.run.page.parts import Number, called, details, duration, figure, metrics, table
+from act.train.laps import PARTS
 
 _GAINS = (("before", 2), ("after", 2), ("efficacy", 1))  # of `channel_order`, with the digits shown
 
@@ -37,7 +38,19 @@ def stages(report: Mapping[str, Any]) -> str:
     head = ("stage", *after[:1], "change", *after[1:], "layers", "time", "steps", "epochs", "images/s", "peak memory")
     filled = [index for index in range(len(head)) if any(row[index] for row in rows)]
     chosen = [head[index] if index == 0 else Number(head[index]) for index in filled]
-    return table(chosen, [[row[index] for index in filled] for row in rows])
+    return table(chosen, [[row[index] for index in filled] for row in rows]) + _steps(report)
+
+
+def _steps(report: Mapping[str, Any]) -> str:
+    """Where the time of a training step goes, a line per stage that trained."""
+    lines = []
+    for stage in report["stages"]:
+        spent = stage.get("step_seconds")
+        if spent:
+            total = sum(spent.values())
+            shares = ", ".join(f"{PARTS.get(part, part)} {100 * spent[part] / total:.0f} %" for part in spent)
+            lines.append(f"<p><small>A step of {escape(stage['name'])}: {total:.2f} s, {escape(shares)}.</small></p>")
+    return "".join(lines)
 
 
 def features(report: Mapping[str, Any]) -> str:
