@@ -187,6 +187,7 @@ def _warnings(plan: Plan) -> list[str]:
                 f"{stage.strategy.name}: the images have no labels and there is no Distillation, so nothing to learn "
                 "from; add `Distillation: {}`, or give labelled images in data.train"
             )
+        found += stage.strategy.remarks()
         if not entry.layers.done and stage.strategy.phase is not Phase.OBJECTIVE:
             found.append(f"{stage.strategy.name}: no layer of this model is eligible; see the reasons")
         if stage.train is not None and stage.train.eval_iter is not None and data.val is None:

@@ -53,7 +53,7 @@ WAYS = "obs/measured,obs/uniform,taylor/global,activation/global,magnitude/globa
 class Bench:
     """The dense model, its data, and its predictions on validation images."""
 
-    def __init__(self, bench: str, images: int, val: int, of: str, words: list[str]) -> None:
+    def __init__(self, bench: str, images: int, val: int | str, of: str, words: list[str]) -> None:
         root = bench_root()
         train = root / bench / BENCHES[bench]["train"]
         recipe = load_recipe(

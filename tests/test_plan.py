@@ -148,6 +148,21 @@ def test_layer_weights_without_an_earlier_stage_are_warned_of() -> None:
     assert not any("layer_weights" in text for text in both.warnings)
 
 
+@pytest.mark.parametrize("section", ["QuantPost", "QuantAware"])
+def test_bits_that_no_file_gains_by_are_warned_of(section: str) -> None:
+    data = {"train": "builtin:digits.tar/train"}
+
+    def said(**config: Any) -> list[str]:
+        plan = plan_of(data=data, **{section: config}, Distillation={})
+        return [text for text in plan.warnings if text.startswith(section)]
+
+    weights, inputs = said(weight_bits=4, activation_bits=4)
+    assert weights.startswith(f"{section}.weight_bits: 4 bits are kept as int8 codes")
+    assert inputs.startswith(f"{section}.activation_bits: 4 bits are a simulation")
+    assert said(weight_bits=4) == [weights] and said(weight_bits=4, weight_group_size=32, activation_bits=0) == []
+    assert said() == [] and said(activation_bits=16) == []
+
+
 def test_time_is_that_of_steps_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"train": "builtin:digits.tar/train", "limit_train": 64, "batch_size": 16, "workers": 0}
     train = {"epochs": 2, "stages": {"QuantAware": {"train_iter": 30, "accumulation": 2}}}

@@ -88,6 +88,13 @@ def test_stages_say_what_they_cost_and_bought() -> None:
     assert "images/s" not in render(old, "", []).partition("Stages")[2].partition("</table>")[0]
 
 
+def test_remarks_of_a_stage_stand_with_the_verdict() -> None:
+    report = full_report()
+    report["stages"][1]["remarks"] = ["QuantAware.activation_bits: 4 bits are a <simulation>"]
+    top = render(report, "", []).partition("</header>")[0]
+    assert "<p class=soft>QuantAware.activation_bits: 4 bits are a &lt;simulation&gt;.</p>" in top
+
+
 def test_equal_reasons_are_one_line() -> None:
     page = render(full_report(), "", [])
     lines = re.findall(r"<li>12 layers, <code>(.*?)</code>: attention products", page)

@@ -68,6 +68,22 @@ class QuantConfig:
             found.append(f"images: {self.images}; allowed: 1 or more")
         return found
 
+    def remarks(self) -> list[str]:
+        """Where fewer bits buy no smaller or faster file, `key: sentence`."""
+        found = []
+        if self.weight_bits < 8 and self.weight_group_size is None:
+            found.append(
+                f"weight_bits: {self.weight_bits} bits are kept as int8 codes in ONNX and OpenVINO files, which are no "
+                f"smaller and no faster than with 8; the `packed` format stores {self.weight_bits} bits, and "
+                "weight_group_size makes INT4 files"
+            )
+        if 0 < self.activation_bits < 8:
+            found.append(
+                f"activation_bits: {self.activation_bits} bits are a simulation: no runtime here, TensorRT 11 among "
+                "them, multiplies them, files run their codes as int8; what runs is 8 bits, or weights alone (0)"
+            )
+        return found
+
     def input_bits(self, name: str, in_float: bool) -> int:
         """The bits of a layer's input; `in_float`: it would stay in floating point (0) by itself."""
         if any(fnmatchcase(name, glob) for glob in self.wide_inputs):

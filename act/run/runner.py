@@ -117,7 +117,8 @@ class _Run:
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
         names = [stage.name for stage in stages]
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
-        for note in ctx.data.notes if ctx.data is not None else []:
+        notes = list(ctx.data.notes) if ctx.data is not None else []
+        for note in notes + [remark for stage in stages for remark in stage.strategy.remarks()]:
             ctx.log("warning", note)
         fingerprint = ctx.data.fingerprint() if ctx.data is not None else None
         baseline, scorer = self.baseline(fingerprint)

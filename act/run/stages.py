@@ -152,6 +152,8 @@ class StageRun:
             **features,
             **strategy.facts(ctx),
         }
+        if remarks := strategy.remarks():
+            report["remarks"] = remarks
         scores = "".join(f", {name} {value:.2f}" for name, value in figures.items())
         ctx.log("stage_done", f"  {self.stage.name}: {report['seconds']:.0f} s{scores}", **report)
         return model, report

@@ -126,6 +126,10 @@ class Strategy(ABC):
         """Layers of the prepared model that were touched, but less than asked, and why."""
         return []
 
+    def remarks(self) -> list[str]:
+        """What users should know before they rely on what this section makes, a sentence each: plan, log and report."""
+        return []
+
     def facts(self, ctx: Context) -> dict[str, Any]:
         """What the stage's entry in the report holds beside that of every stage, read from `ctx.edits`."""
         return {}

@@ -46,6 +46,9 @@ class QuantPost(Strategy):
 
         return returning_precision(self.config, model, ctx, MILDER_SHARE)
 
+    def remarks(self) -> list[str]:
+        return [f"{self.name}.{text}" for text in self.config.remarks()]
+
     def partly_done(self, model: nn.Module, ctx: Context) -> list[LayerLeft]:
         return partly_quantized(model, self.config, ctx)
 

@@ -64,11 +64,14 @@ def header(report: Mapping[str, Any]) -> str:
         f"{escape(str(goal['text']))}</li>"
         for goal in report.get("goals", [])
     )
+    remarks = "".join(
+        f"<p class=soft>{escape(text)}.</p>" for stage in report["stages"] for text in stage.get("remarks", [])
+    )
     return (
         f"<header><h1>{escape(str(report.get('name', 'run')))}</h1>"
         f'<p class="verdict">{escape(verdict(report))}</p>'
         f"{chip or '<span class=soft>The recipe sets no goal.</span>'}"
-        f"{f'<ul class=goals>{goals}</ul>' if goals else ''}</header>"
+        f"{f'<ul class=goals>{goals}</ul>' if goals else ''}{remarks}</header>"
     )
 
 
