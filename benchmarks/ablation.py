@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from refbench import BENCHES, bench_overrides, bench_root, without_labels
+from refbench import BENCHES, bench_overrides, bench_root, rows_argument, without_labels
 
 from act.recipe.load import load_recipe
 from act.run.runner import run
@@ -72,18 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", choices=tuple(BENCHES), required=True)
     parser.add_argument("--dir", type=Path, required=True)
-    parser.add_argument("--rows", default=";".join(ROWS), help="names of rows, with semicolons between")
+    rows_argument(parser, ROWS)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--steps", default="60,30", help="optimiser steps of the two stages")
     parser.add_argument("--val", type=int, default=1000, help="validation images")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
-    unknown = set(args.rows.split(";")) - set(ROWS)
-    if unknown:
-        parser.error(f"--rows: {', '.join(sorted(unknown))}: unknown; there are {'; '.join(ROWS)}")
     args.dir.mkdir(parents=True, exist_ok=True)
     lines = ["| row | agreement, 2:4 | top-1, 2:4 | agreement, 2:4 int8 | top-1, 2:4 int8 |", "|---|---|---|---|---|"]
-    for row in args.rows.split(";"):
+    for row in args.rows:
         runs = [score(row, seed, args) for seed in map(int, args.seeds.split(","))]
         cells = [cell([stages[i][key] for stages in runs]) for i in (0, 1) for key in ("agreement", "top1")]
         lines.append(f"| {row} | {' | '.join(cells)} |")

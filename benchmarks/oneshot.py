@@ -23,7 +23,7 @@ import timm.data
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from refbench import BENCHES
+from refbench import BENCHES, rows_argument
 from structure_curve import Bench
 
 from act.context import Context
@@ -74,20 +74,17 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bench", choices=tuple(BENCHES))
     what.add_argument("--order", metavar="MODEL", help="a model of timm's")
-    parser.add_argument("--rows", default=";".join(ROWS), help="names of rows, with semicolons between")
+    rows_argument(parser, ROWS)
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--val", default="null", help="validation images (default: all)")
     args = parser.parse_args()
-    unknown = set(args.rows.split(";")) - set(ROWS)
-    if unknown:
-        parser.error(f"--rows: {', '.join(sorted(unknown))}: unknown; there are {'; '.join(ROWS)}")
     if args.order:
         print(order_search(args.order, args.pattern))
         return
     bench = Bench(args.bench, args.images, args.val, "macs", [])
     print("| criterion | order | kept, efficacy | top-1 | agreement | seconds |", "|" + 6 * "---|", sep="\n")
-    for row in args.rows.split(";"):
+    for row in args.rows:
         print(measured(bench, row, args.pattern, args.images), flush=True)
 
 

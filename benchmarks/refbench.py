@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def bench_overrides(root: Path, bench: str, train: Path) -> list[str]:
         "TrainConfig.eval_iter=null",
         "TrainConfig.target_metric=null",
     ]
+
+
+def rows_argument(parser: argparse.ArgumentParser, known: Iterable[str]) -> None:
+    """`--rows` for a table of which some rows may be wanted; all of them by default."""
+    names = list(known)
+
+    def chosen(text: str) -> list[str]:
+        if unknown := sorted(set(text.split(";")) - set(names)):
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: unknown; there are {'; '.join(names)}")
+        return text.split(";")
+
+    parser.add_argument("--rows", type=chosen, default=names, help="names of rows, with semicolons between")
 
 
 def score(root: Path, bench: str, file: Path) -> dict[str, Any]:
