@@ -12,6 +12,7 @@ from page_support import CHROMIUM, NO_BROWSER, check_whole, full_report, look
 from act.cli.main import main
 from act.errors import InputError
 from act.run.compare import differences, read_runs, rows
+from act.run.page import render
 from act.run.page.compare import compare_page
 
 RECIPE = """\
@@ -59,6 +60,17 @@ def test_a_row_for_every_file_and_a_column_for_every_timing(tmp_path: Path) -> N
     assert found[0] == [*first, "prune + quant_aware", "8000"]
     assert found[1][:3] == ["", "openvino", "67.20"] and found[1][9:] == ["3.50x", "3.50x", "", ""]
     assert found[2][:2] == ["two", "onnx"] and len(found) == 3 and notes == []
+
+
+def test_no_change_has_no_minus(tmp_path: Path) -> None:
+    report = full_report()
+    for item in (*report["artifacts"], *report["stages"]):
+        item["top1"] = report["baseline"]["top1"] - 1e-6
+    same = folder(tmp_path / "same", artifacts=report["artifacts"], stages=report["stages"])
+    runs, _ = read_runs([same, folder(tmp_path / "other")])
+    assert rows(runs)[1][0][3] == "+0.00"
+    page = render(runs[0].report, "", [])
+    assert "+0.00" in page and "-0.00" not in page
 
 
 def test_only_keys_that_differ_are_named(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
                 value, before = item.get(name), base.get(name)
                 row.append(ABSENT if value is None else f"{value:.2f}")
                 if name != "agreement":
-                    row.append(ABSENT if value is None or before is None else f"{value - before:+.2f}")
+                    row.append(ABSENT if value is None or before is None else f"{value - before:+z.2f}")
             row += [f"{item['bytes']:,}", f"{base['bytes'] / item['bytes']:.2f}x"]
             factors = [item.get("speedup", {}).get(backend, {}).get(batch) for backend, batch in times]
             row += [ABSENT if factor is None else f"{factor:.2f}x" for factor in factors]

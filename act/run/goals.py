@@ -98,7 +98,7 @@ def judge(
         before = float(baseline.get(metric, 100.0))  # the original agrees with itself on every image
         drop = (before - float(artifact[metric])) * (1 if mode == "max" else -1)
         change = artifact[metric] - before
-        at_most("max_drop", drop, f"{metric} {before:.2f} -> {artifact[metric]:.2f} ({change:+.2f}); loss allowed")
+        at_most("max_drop", drop, f"{metric} {before:.2f} -> {artifact[metric]:.2f} ({change:+z.2f}); loss allowed")
     if target.min_agreement is not None:
         at_least("min_agreement", float(artifact["agreement"]), f"agreement {artifact['agreement']:.2f} %")
     if needs_timing(target):

@@ -23,7 +23,7 @@ def stages(report: Mapping[str, Any]) -> str:
     rows = []
     for stage in report["stages"]:
         now = stage.get(main)
-        change = "" if now is None or before is None else f"{now - before:+.2f}"
+        change = "" if now is None or before is None else f"{now - before:+z.2f}"
         before = now if now is not None else before
         scores = [figure(stage.get(name)) for name in names]
         done, left = len(stage["layers_done"]), len(stage["layers_left"])

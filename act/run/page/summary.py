@@ -41,7 +41,7 @@ def verdict(report: Mapping[str, Any]) -> str:
         name = names[0]
         new, old = after.get(name), before.get(name)
         if new is not None and old is not None:
-            said.append(f"{called(name)} {old:.2f} → {new:.2f} ({new - old:+.2f})")
+            said.append(f"{called(name)} {old:.2f} → {new:.2f} ({new - old:+z.2f})")
         elif new is not None:
             said.append(f"{called(name)} {'with the original ' if name == 'agreement' else ''}{new:.2f}")
     ratio = before["bytes"] / after["bytes"]
@@ -82,7 +82,7 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for name in metrics(report):
         old, new = before.get(name), after.get(name)
-        change = "" if old is None or new is None else f"{new - old:+.2f}"
+        change = "" if old is None or new is None else f"{new - old:+z.2f}"
         rows.append((called(name), figure(old), figure(new), change))
     if "bytes" in after:
         rows.append(
@@ -137,7 +137,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         name = names[0]
         # The original agrees with itself on every image.
         old, new = float(before.get(name, 100.0)), float(after[name])
-        tiles.append(_tile(f"{new - old:+.2f}", called(name), old, new, figure(old), figure(new)))
+        tiles.append(_tile(f"{new - old:+z.2f}", called(name), old, new, figure(old), figure(new)))
     old, new = before["bytes"], after["bytes"]
     tiles.append(_tile(f"{old / new:.2f}x", "smaller", old, new, megabytes(old), megabytes(new)))
     timed = timing(report, after)
