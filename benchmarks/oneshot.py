@@ -28,6 +28,7 @@ from structure_curve import Bench
 
 from act.context import Context
 from act.recipe.schema import Recipe
+from act.run.large_pages import large_pages
 from act.sparsity.masks import parse_pattern
 from act.sparsity.reorder import order_gains, reorderable, search_groups
 from act.strategies.prune import CRITERIA, Prune
@@ -69,6 +70,7 @@ def order_search(name: str, pattern: str) -> str:
     )
 
 
+@large_pages()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from act.context import Context
 from act.data.batch import Batch
 from act.recipe.schema import Recipe
+from act.run.large_pages import large_pages
 from act.strategies.base import load_strategies
 from act.train.attention import to_write_out, written_out
 
@@ -98,6 +99,7 @@ def peak_mb(variant: str, args: argparse.Namespace) -> float:
     return float(done.stdout.split()[-1])
 
 
+@large_pages()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224")

@@ -21,7 +21,7 @@ def output(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tup
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     found = {entry["name"]: entry for entry in json.loads(output(capsys, "doctor", "--json")[0])}
     assert found["torch"]["state"] == "ok" and found["backend onnxruntime"]["state"] == "ok"
-    assert "processor" in found and "GPU" in found
+    assert "processor" in found and "GPU" in found and "large pages" in found
     assert "backend onnxruntime" in output(capsys, "doctor")[0]
 
 

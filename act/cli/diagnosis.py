@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from act import __version__
+from act.run.large_pages import why_not
 
 NEEDED = (
     "torch",
@@ -54,7 +55,7 @@ def diagnose() -> list[Finding]:
     found = [Finding("vitcompress", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")]
     found += [_package(name) for name in NEEDED]
     found += [_extra(name, extra) for name, extra in EXTRAS.items()]
-    found += [cpu(), _gpu()]
+    found += [cpu(), _pages(), _gpu()]
     found += _backends()
     found.append(_refbench())
     return found
@@ -120,6 +121,11 @@ def cpu(cpuinfo: str | None = None) -> Finding:
     int8 = "" if any(flag in flags for flag in _INT8_FLAGS) else "; no int8 dot product: int8 files gain little speed"
     flag_text = f"; {' '.join(known)}{int8}" if flags else "; instruction sets unknown here"
     return Finding("processor", "ok", f"{kind}, {cores} cores{flag_text}")
+
+
+def _pages() -> Finding:
+    reason = why_not()
+    return Finding("large pages", "no" if reason else "ok", reason or "memory of a training in pages of 2 MiB")
 
 
 def _gpu() -> Finding:

@@ -16,6 +16,7 @@ from act.errors import ExportError, InputError
 from act.run.atomic import replacing
 from act.run.evaluate import Predictions, evaluate
 from act.run.folder import DONE, open_stage
+from act.run.large_pages import large_pages
 from act.run.sealed import write_sealed
 from act.run.shared import publish
 
@@ -68,7 +69,8 @@ def measure_baseline(model: nn.Module, folder: Path, key: str, ctx: Context, sha
     figures: dict[str, Any] = {}
     predictions = None
     if ctx.data is not None and ctx.data.has_val:
-        scored = evaluate(model, ctx.data.val(ctx.recipe.data.batch_size))
+        with large_pages():
+            scored = evaluate(model, ctx.data.val(ctx.recipe.data.batch_size))
         predictions = scored["predictions"]
         figures |= {name: scored[name] for name in ("images", "top1", "order") if name in scored}
         with replacing(saved) as temporary:

@@ -17,6 +17,7 @@ from act.context import Context
 from act.errors import InputError
 from act.recipe.schema import TrainConfig
 from act.run.keys import chain_key
+from act.run.large_pages import large_pages
 from act.run.learning import objectives_of, teachers_of
 from act.run.ranks import state
 from act.train.recover import recover
@@ -36,6 +37,7 @@ class Pace:
     hours: float | None
 
 
+@large_pages()
 def measure_paces(plan: Plan, model: nn.Module) -> list[Pace | None]:
     """The pace of each of the plan's stages, None for one that does not train; `model` is left unchanged.
 

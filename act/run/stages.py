@@ -24,6 +24,7 @@ from act.run.atomic import replacing, write_json
 from act.run.baseline import Baseline
 from act.run.folder import DONE, RunFolder, open_stage
 from act.run.keys import chain_key, data_part, train_part, weights_hash
+from act.run.large_pages import large_pages
 from act.run.learning import carried, learned, objectives_of, teachers_of
 from act.run.memory import peak_rss_mb, reset_peak
 from act.run.metrics import Scorer
@@ -57,6 +58,7 @@ class Session:
         return copy.deepcopy(self.original).cpu() if self.source is None else None
 
 
+@large_pages()
 def run_stages(session: Session, stages: Sequence[Stage], base_key: str) -> tuple[nn.Module, list[dict[str, Any]], str]:
     """Run every stage in order, or take it from its folder.
 

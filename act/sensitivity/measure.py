@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from act.analysis import analyze
 from act.errors import InputError
 from act.models import logits
+from act.run.large_pages import large_pages
 from act.sensitivity.forwards import Forwards
 from act.sensitivity.treatments import Treatment, Unit
 from act.strategies.base import LayerLeft
@@ -62,6 +63,7 @@ class Measured:
     left: dict[str, list[LayerLeft]] = field(default_factory=dict)
 
 
+@large_pages()
 def measure_sensitivity(
     model: nn.Module,
     images: Iterable[Tensor],
