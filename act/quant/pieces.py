@@ -76,7 +76,7 @@ class _QuantizePieces(torch.autograd.Function):
         rows, step = _rows(x), float(scale)
         y = rows.new_empty(rows.shape, dtype=_result_type(x, factor is not None or shift is not None))
         flat, learns = y.reshape(-1), any(ctx.needs_input_grad[:2])
-        slopes = torch.empty_like(y) if learn == "lsq" and ctx.needs_input_grad[1] else None
+        slopes = torch.empty_like(y) if learn == "lsq" and learns else None
         # The inverse is taken in float32, as the fused operator does: both give the same bits.
         inverse = float(1 / scale.detach().float())
         clipped = []
@@ -84,38 +84,48 @@ class _QuantizePieces(torch.autograd.Function):
             ratio = _ratio(rows[part], inverse, factor, shift)
             rounded = ratio.round() if slopes is not None else ratio.round_()
             code = rounded.clamp(*limits)
-            if learns:
+            if slopes is not None:
+                slopes[part] = _slope(ratio, rounded, code)
+            elif learns:
                 beyond = (code != rounded).reshape(-1).nonzero().squeeze(1)
-                if slopes is not None:
-                    slope = ratio.neg_().add_(code)
-                    slope.view(-1)[beyond] = code.view(-1)[beyond]
-                    slopes[part] = slope
                 clipped.append(beyond.add_(part.start * rows.shape[1]))
             y[part] = code.mul_(step)
-        if learns:
+        ctx.limits, ctx.dtype = limits, x.dtype
+        if slopes is not None:
+            ctx.save_for_backward(scale, factor, slopes)
+        elif learns:
+            # PACT needs the clipped values alone; they are few.
             where = torch.cat(clipped) if clipped else rows.new_empty(0, dtype=torch.long)
-            # PACT needs the clipped values alone; they are few. LSQ needs what every value changes with the scale.
-            ctx.save_for_backward(scale, factor, where, *((flat[where],) if slopes is None else (slopes,)))
-            ctx.limits, ctx.dtype, ctx.every = limits, x.dtype, slopes is not None
+            ctx.save_for_backward(scale, factor, flat[where], where)
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, factor, where, slopes = ctx.saved_tensors
+        scale, factor, kept, *where = ctx.saved_tensors
         rows = _rows(grad)
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
-            grad_x = rows.to(ctx.dtype, copy=True) if factor is None else (rows * factor).to(ctx.dtype)
-            grad_x.view(-1)[where] = 0
+            # Slopes are at most 1/2 inside and whole numbers beyond.
+            inside = rows if where else torch.ops.aten.hardtanh_backward(rows, kept, -0.75, 0.75)
+            grad_x = (inside if factor is None else inside * factor).to(ctx.dtype, copy=bool(where) and factor is None)
+            for index in where:
+                grad_x.view(-1)[index] = 0
             grad_x = grad_x.view(grad.shape)
         if ctx.needs_input_grad[1]:
-            if ctx.every:
-                total = sum(_dot(rows[part], slopes[part]) for part in _parts(rows))
-                total /= (slopes.numel() * ctx.limits[1]) ** 0.5
+            if where:
+                total = _dot(rows.reshape(-1)[where[0]], kept) / float(scale)
             else:
-                total = _dot(rows.reshape(-1)[where], slopes) / float(scale)
+                total = sum(_dot(rows[part], kept[part]) for part in _parts(rows))
+                total /= (kept.numel() * ctx.limits[1]) ** 0.5
             grad_scale = torch.full_like(scale, total)
         return grad_x, grad_scale, None, None, None, None
+
+
+def _slope(ratio: Tensor, rounded: Tensor, code: Tensor) -> Tensor:
+    """What a value's result changes with the scale: code - ratio, and where it was clipped the code. Takes `ratio`."""
+    # Arithmetic alone: a CPU takes five times as long to compare floats, and longer to choose by what was compared.
+    inside = (rounded - code).abs_().clamp_(max=1).neg_().add_(1)
+    return code - ratio.mul_(inside)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
