@@ -23,18 +23,18 @@ _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20
 _HUGEPAGE = 14  # of madvise(2)
 _MAPS, _MEMORY = Path("/proc/self/maps"), Path("/proc/meminfo")
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_active = False
+_active: ctypes.CDLL | None = None
 
 
 @contextmanager
 def large_pages() -> Iterator[None]:
     """Keep freed memory, in large pages; afterwards it is given back. Nothing changes without glibc or on request."""
     global _active
-    libc = None if _active else _glibc()
+    libc = None if _active is not None else _glibc()
     if libc is None:
         yield
         return
-    _active = True
+    _active = libc
     try:
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, -1)
@@ -44,7 +44,14 @@ def large_pages() -> Iterator[None]:
         for option, value in _USUAL.items():
             libc.mallopt(option, value)
         libc.malloc_trim(0)
-        _active = False
+        _active = None
+
+
+def give_back() -> None:
+    """Return to the kernel what is free now, so that peaks measured from here on are those of what follows."""
+    if _active is not None:
+        _active.malloc_trim(0)
+        _reserve(_active)
 
 
 def why_not() -> str | None:

@@ -7,11 +7,14 @@ import resource
 import sys
 from pathlib import Path
 
+from act.run.large_pages import give_back
+
 _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> None:
     """Start measuring anew, where the kernel allows it (Linux); elsewhere the peak is that of the process so far."""
+    give_back()
     # Writing 5 resets the resident-set high-water mark; a sandbox may forbid it, and then nothing is lost but detail.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
