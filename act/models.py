@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from act.errors import ActError, InputError
+from act.hub_reach import offline_if_unreachable
 from act.recipe.check import FORBIDDEN_KWARGS, unknown_model
 from act.recipe.schema import ModelConfig
 from act.run.reading import check_header
@@ -36,7 +37,9 @@ def load_model(cfg: ModelConfig) -> nn.Module:
     if classes is not None:
         kwargs["num_classes"] = classes
     try:
-        model: nn.Module = timm.create_model(cfg.name, pretrained=cfg.pretrained and state is None, **kwargs)
+        fetched = cfg.pretrained and state is None
+        with offline_if_unreachable() if fetched else nullcontext():
+            model: nn.Module = timm.create_model(cfg.name, pretrained=fetched, **kwargs)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"model.kwargs: timm cannot build {cfg.name} with {kwargs}: {_first_line(error)}") from error
     except OSError as error:
