@@ -56,10 +56,8 @@ def give_back() -> None:
 
 def why_not() -> str | None:
     """Why memory does not come in large pages here; None if it does."""
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH} is 0"
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return "only on Linux with glibc"
+    if (reason := _left_alone()) is not None:
+        return reason
     try:
         allowed = "[never]" not in _KERNEL.read_text()
     except OSError:
@@ -67,8 +65,14 @@ def why_not() -> str | None:
     return None if allowed else f"the kernel has none; write madvise to {_KERNEL}. Freed memory is kept all the same"
 
 
+def _left_alone() -> str | None:
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    return None if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else "only on Linux with glibc"
+
+
 def _glibc() -> ctypes.CDLL | None:
-    if os.environ.get(SWITCH) == "0" or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+    if _left_alone() is not None:
         return None
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
