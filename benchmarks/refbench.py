@@ -122,6 +122,7 @@ def main() -> int:
     from act.errors import ActError
     from act.recipe.load import load_recipe
     from act.run.runner import run
+    from act.run.stop import Stopped
 
     root = bench_root()
     images = root / args.bench / BENCHES[args.bench]["train"]
@@ -137,6 +138,9 @@ def main() -> int:
     except ActError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f"refbench: {stopped}; the same command continues", file=sys.stderr)
+        return stopped.exit_code
     seconds = time.monotonic() - begin
     scored = score(root, args.bench, result.onnx)
     stages = {

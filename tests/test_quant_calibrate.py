@@ -1,5 +1,7 @@
 """Equalisation, calibration and bias correction on a real timm ViT with an outlier channel."""
 
+import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -75,6 +77,29 @@ def test_equalisation_keeps_the_function_and_flattens_outliers(model: nn.Module,
         assert torch.allclose(model(images), before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
+def test_with_few_bits_a_factor_is_inserted_for_what_it_saves(
+    model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = linear_names(model)
+    bits = {8: Grid(8, 8), 4: Grid(4, 4)}
+    inserted = {key: set(equalize(deepcopy(model), names, [images], 16, grid).inserted) for key, grid in bits.items()}
+    assert inserted[8] == {"blocks.1.mlp.fc2"} < inserted[4]
+    few = {"weight_bits": 4, "activation_bits": 4}
+    error = error_after(model, images, **few)
+    monkeypatch.setattr("act.quant.equalize.INSERT_SAVING", math.inf)
+    assert error < 0.9 * error_after(model, images, **few)
+
+
+def test_an_outlier_is_one_whatever_the_bits(model: nn.Module, images: Tensor) -> None:
+    mlp: Any = model.blocks[1].mlp  # type: ignore[index,union-attr]
+    with torch.no_grad():
+        mlp.fc1.weight[7] *= 300  # a hidden unit that is huge for few tokens
+        mlp.fc1.bias[7], mlp.fc2.weight[:, 7] = -100, 0.1
+    for grid in (Grid(8, 8), Grid(4, 4), Grid(2, 2)):
+        found = equalize(deepcopy(model), linear_names(model), [images], 16, grid)
+        assert found.outliers(20) == ["blocks.1.mlp.fc2"] and found.outliers(0) == [], grid
+
+
 def test_a_norm_that_something_else_reads_is_not_folded(images: Tensor) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -99,8 +124,6 @@ def test_a_norm_that_something_else_reads_is_not_folded(images: Tensor) -> None:
 
 
 def error_after(model: nn.Module, images: Tensor, **options: Any) -> float:
-    from copy import deepcopy
-
     ctx = Context(Recipe(), (3, 32, 32), Data(images))  # type: ignore[arg-type]
     quantized = deepcopy(model)
     with torch.no_grad():

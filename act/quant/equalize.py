@@ -5,7 +5,8 @@ the grid on them. Dividing channel k by s_k and multiplying column k of the read
 unchanged and the tensor flat (SmoothQuant, arXiv 2211.10438; RepQ-ViT's folding, arXiv 2212.08254). The division is
 free where a LayerNorm or the value rows of a fused qkv can absorb it. Elsewhere (after a GELU) it costs one
 multiplication, so it is inserted only where it pays by far: pretrained ViTs have one or two MLPs with an input
-channel 30 times larger than any other. Which s is best is measured on sampled rows of the layer's real input.
+channel 30 times larger than any other, and below 8 bits most MLPs gain. Which s is best is measured on sampled rows of
+the layer's real input.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from act.quant.rows import Grid, InputRows, collect_rows, output_error
 
 _TOLERANCE = 1e-3  # relative change of the logits that float32 rounding may cause
 _FLOOR = 1e-5
-INSERT_GAIN = 3.0  # an inserted multiplication must cut the layer's error by this factor
+# An inserted multiplication must cut the layer's error by this factor, or by this share of a typical token's output.
+# The second is for few bits, where every error is large: under one scale that a single channel sets, all others round
+# to zero, and training makes them grow towards a step of the grid that does them no good.
+INSERT_GAIN, INSERT_SAVING = 3.0, 0.02
 _ALPHAS = (0.25, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 _RANKS = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.0)  # flatten the channels above this rank
 _CLIPS = (1.0, 0.7)
@@ -33,7 +37,8 @@ _CLIPS = (1.0, 0.7)
 class Equalized:
     """What was done: folds, layers that need an inserted factor, folds undone with the reason.
 
-    `error`: per layer, the quantisation error of its output as a share of a typical token's output.
+    `error`: per layer, the quantisation error of its output as a share of a typical token's output, with 8 bits where
+    its input is to have fewer.
     """
 
     folded: list[str]
@@ -42,7 +47,11 @@ class Equalized:
     error: dict[str, float]
 
     def outliers(self, ratio: float) -> list[str]:
-        """Layers whose error is more than `ratio` times the median layer's, whatever factor was tried."""
+        """Layers whose error is more than `ratio` times the median layer's, whatever factor was tried.
+
+        With fewer than 8 bits every layer's error is large, and the ratio would say nothing. Yet one channel of huge
+        values is worse there: what its few tokens come from is amplified so much that rounding makes them of others.
+        """
         if not self.error or not ratio:
             return []
         limit = ratio * statistics.median(self.error.values())
@@ -62,8 +71,12 @@ def equalize(model: nn.Module, layers: list[str], images: Iterable[Tensor], coun
     reference = logits(model(first))
     result = Equalized([], {}, [], {})
     free = {name for name in layers if name in seen}
+    judge = Grid(8, 8, grid.group_size) if 0 < grid.activation_bits < 8 else grid
     for fold in folds:
-        factor, gain, error = _best_factor([_weight(model, name) for name in fold.readers], seen[fold.readers[0]], grid)
+        weights, rows = [_weight(model, name) for name in fold.readers], seen[fold.readers[0]]
+        factor, gain, error = _best_factor(weights, rows, grid)
+        if judge is not grid:
+            error = _best_factor(weights, rows, judge)[2]
         if gain <= 1:
             continue
         before = [tensor.clone() for tensor in fold_tensors(model, fold)]
@@ -78,10 +91,14 @@ def equalize(model: nn.Module, layers: list[str], images: Iterable[Tensor], coun
             tensor.copy_(value)
         result.undone.append((fold.readers[0], f"something besides {', '.join(fold.readers)} reads {fold.producer}"))
     for name in [name for name in layers if name in free]:
-        factor, gain, error = _best_factor([_weight(model, name)], seen[name], grid)
-        result.error[name] = error if gain >= INSERT_GAIN else error * max(gain, 1.0)
-        if gain >= INSERT_GAIN:
+        weights, rows = [_weight(model, name)], seen[name]
+        factor, gain, error = _best_factor(weights, rows, grid)
+        pays = gain >= INSERT_GAIN or error * (gain - 1) >= INSERT_SAVING
+        if pays:
             result.inserted[name] = 1 / factor
+        if judge is not grid:
+            _, gain, error = _best_factor(weights, rows, judge)
+        result.error[name] = error if pays else error * max(gain, 1.0)
     return result
 
 
