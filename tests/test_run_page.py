@@ -16,7 +16,7 @@ from act.run.page.document import document
 from act.run.page.parts import duration
 from act.run.page.plots import ticks
 from act.run.page.scatter import points_of, relative_points
-from act.run.page.summary import verdict
+from act.run.page.summary import comparison, verdict
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 
@@ -33,6 +33,17 @@ def test_the_verdict_has_the_three_numbers_of_the_file_that_goals_go_by() -> Non
     report["metric"] = "agreement"
     assert verdict(report) == f"Agreement with the original 90.00, {size}; not timed."
     assert verdict(report | {"artifacts": []}) == "No file was exported."
+
+
+@pytest.mark.parametrize(
+    ("params", "change"), [(2_000_000, "60.0 % fewer"), (5_020_000, "0.4 % more"), (5_001_000, None)]
+)
+def test_parameters_are_fewer_or_more(params: int, change: str | None) -> None:
+    report = full_report()
+    report["baseline"]["params"] = 5_000_000
+    for item in report["artifacts"]:
+        item["params"] = params
+    assert {row[0]: row[3] for row in comparison(report)}.get("parameters (M)") == change
 
 
 def test_the_verdict_comes_first_and_sections_without_content_are_left_out() -> None:

@@ -74,7 +74,7 @@ class QuantConfig:
         if self.weight_bits < 8 and self.weight_group_size is None:
             found.append(
                 f"weight_bits: {self.weight_bits} bits are kept as int8 codes in ONNX and OpenVINO files, which are no "
-                f"smaller and no faster than with 8; the `packed` format stores {self.weight_bits} bits, and "
+                f"smaller and no faster than with 8; the packed format stores {self.weight_bits} bits, and "
                 "weight_group_size makes INT4 files"
             )
         if 0 < self.activation_bits < 8:

@@ -89,9 +89,10 @@ def comparison(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             ("bytes", f"{before['bytes']:,}", f"{after['bytes']:,}", f"{before['bytes'] / after['bytes']:.2f}x smaller")
         )
     for key, what in (("params", "parameters (M)"), ("macs", "multiply-accumulates (M)")):
-        # Scales of quantisers are parameters, too; so few that they are no news.
+        # Scales of quantisers are parameters, too; mostly so few that they are no news.
         if key in before and key in after and abs(after[key] / before[key] - 1) > 5e-4:
-            change = f"{100 * (1 - after[key] / before[key]):.1f} % fewer"
+            percent = 100 * (after[key] / before[key] - 1)
+            change = f"{abs(percent):.1f} % {'more' if percent > 0 else 'fewer'}"
             rows.append((what, f"{before[key] / 1e6:,.2f}", f"{after[key] / 1e6:,.2f}", change))
     if "bops" in before and "bops" in after:
         change = f"{before['bops'] / after['bops']:.2f}x fewer"
