@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from act.data.workers import heed_parent_only
+from act.data.workers import heed_reader_only
 
 
 class Numbers(Dataset[Tensor]):
@@ -36,9 +37,15 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals carry no sender here")
+@pytest.mark.skipif(sys.platform != "linux", reason="signals carry no sender here")
 def test_workers_serve_on_after_a_signal_to_all_and_end_with_their_reader() -> None:
-    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=heed_parent_only, persistent_workers=True)
+    loader = DataLoader(
+        Numbers(),
+        num_workers=2,
+        worker_init_fn=heed_reader_only,
+        persistent_workers=True,
+        multiprocessing_context="fork",
+    )
     batches = iter(loader)
     workers = [worker.pid for worker in batches._workers]  # type: ignore[attr-defined]
     assert [int(batch) for batch in batches] == list(range(12))

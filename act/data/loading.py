@@ -17,7 +17,7 @@ from act.data.batch import BadBatch, Batch, own_text
 from act.data.decode import UNREADABLE
 from act.data.preprocess import Preprocess, TrainTransform, eval_transform
 from act.data.source import ImageSource
-from act.data.workers import heed_parent_only
+from act.data.workers import heed_reader_only
 from act.errors import AGAIN, FaultError
 
 Sample = tuple[Tensor, int]
@@ -167,7 +167,7 @@ def make_loader(
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=heed_parent_only,
+        worker_init_fn=heed_reader_only,
         pin_memory=torch.cuda.is_available(),
         # Training loaders are iterated every epoch; the others would only keep idle processes and their memory.
         persistent_workers=workers > 0 and sampler is not None,

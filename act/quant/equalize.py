@@ -75,10 +75,10 @@ def equalize(model: nn.Module, layers: list[str], images: Iterable[Tensor], coun
     for fold in folds:
         weights, rows = [_weight(model, name) for name in fold.readers], seen[fold.readers[0]]
         factor, gain, error = _best_factor(weights, rows, grid)
-        if judge is not grid:
-            error = _best_factor(weights, rows, judge)[2]
         if gain <= 1:
             continue
+        if judge is not grid:
+            error = _best_factor(weights, rows, judge)[2]
         before = [tensor.clone() for tensor in fold_tensors(model, fold)]
         apply_fold(model, fold, factor)
         change = float((logits(model(first)) - reference).abs().max() / reference.abs().max().clamp(min=_FLOOR))
