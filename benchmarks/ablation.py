@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --bench tinyimagenet --dir DIR [--rows "all;no features;..."] [--seeds 0,1]
         [--steps 60,30] [--val 1000] [key=value ...]
 
-Every row is a whole run of `gpusq_vit_tiny` with one thing changed, on the same small budget (optimiser steps of the
-two stages), once per seed. What runs have in common is computed once, in DIR/shared; started again, finished rows are
+Every row is a whole run of `gpusq_vit_tiny` with one thing changed, on the same small budget (optimiser steps of 64
+images in the two stages), once per seed. What runs have in common is computed once, in DIR/shared; started again, finished rows are
 read. Scores are of the torch model on validation images, where nothing is chosen by them. Prints a table row for each:
 agreement and top-1 after sparsity and after quantisation, mean over the seeds and, in brackets, half their spread.
 """
@@ -51,6 +51,7 @@ def score(row: str, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]
     budget = [
         f"seed={seed}",
         f"data.limit_val={args.val}",
+        "data.batch_size=64",
         "TrainConfig.epochs=null",
         f"TrainConfig.train_iter={first}",
         f"TrainConfig.stages.QuantAware={{train_iter: {second}, epochs: null, learning_rate: 1e-4, warmup_iter: 5}}",
