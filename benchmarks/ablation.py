@@ -5,9 +5,10 @@
         [--steps 60,30] [--val 1000] [key=value ...]
 
 Every row is a whole run of `gpusq_vit_tiny` with one thing changed, on the same small budget (optimiser steps of 64
-images in the two stages), once per seed. What runs have in common is computed once, in DIR/shared; started again, finished rows are
-read. Scores are of the torch model on validation images, where nothing is chosen by them. Prints a table row for each:
-agreement and top-1 after sparsity and after quantisation, mean over the seeds and, in brackets, half their spread.
+images in the two stages), once per seed. What runs have in common is computed once, in DIR/shared; started again,
+finished rows are read. Scores are of the torch model on validation images, where nothing is chosen by them. Prints a
+table row for each: agreement and top-1 after sparsity and after quantisation, mean over the seeds and, in brackets,
+half their spread.
 """
 
 from __future__ import annotations

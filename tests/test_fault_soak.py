@@ -17,7 +17,7 @@ RUNS, SETTLED = 30, 10  # after the first runs, caches and the allocator have wh
 # The embedded example as it is, but for the number of its steps and what these would have to reach.
 QUICKSTART = [
     *("quickstart", "TrainConfig.epochs=null", "TrainConfig.train_iter=4", "TrainConfig.warmup_iter=1"),
-    *("~TrainConfig.stages", "~target"),
+    *("TrainConfig.stages.QuantAware={epochs: null, train_iter: 4}", "~target"),
 ]
 
 
