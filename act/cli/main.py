@@ -34,6 +34,7 @@ from act.cli import (
     verify,
 )
 from act.errors import ActError, InputError
+from act.run.spin import sleep_early
 from act.run.stop import Stopped, sigterm_raises
 from act.steering import harmless
 from act.verbosity import set_quiet
@@ -130,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
     set_quiet(args.quiet)
+    sleep_early()
     try:
         with sigterm_raises():
             return int(args.command(args))
