@@ -118,6 +118,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further changes of the recipe")
     args = parser.parse_intermixed_args()
 
+    from act.run.spin import sleep_early
+
+    sleep_early()
     from act.cli.main import main as vitcompress
     from act.errors import ActError
     from act.recipe.load import load_recipe

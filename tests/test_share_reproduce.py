@@ -18,6 +18,7 @@ from act.run.environment import describe, machine_fingerprint
 from act.run.folder import RunFolder
 from act.run.report import read_report
 from act.share.reproduce import TOLERANCES, check_figures
+from act.share.summary import headline
 
 # The embedded example, on a few of its images.
 LIMITS = ["data.limit_train=64", "data.limit_val=50", "export.benchmark=false"]
@@ -170,6 +171,21 @@ def test_only_a_finished_run_can_be_frozen(tmp_path: Path, run: Path, capsys: py
 
 def test_results_of_the_shipped_recipes_fit_the_schema() -> None:
     assert sum(bool(load_recipe(path).results) for path in list_recipes()) > 3
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ({}, ""),
+        ({"baseline": 3, "artifacts": [{"format": "onnx", "top1": 60.0}]}, ""),
+        ({"baseline": {"bytes": 30, "top1": 70.0}}, ""),
+        ({"baseline": {"bytes": 30}, "artifacts": [{"format": "onnx", "bytes": 10}, {"format": "x"}]}, "3.0x smaller"),
+        ({"baseline": {"top1": 70}, "artifacts": [{"format": "onnx", "top1": 69.5}]}, "top1 70.00 -> 69.50"),
+    ],
+)
+def test_the_headline_of_what_is_recorded(results: dict[str, Any], words: str) -> None:
+    recipe = recipe_from_dict({"model": {"name": "vit_tiny_patch16_224"}, "results": results})
+    assert headline(recipe.results) == words
 
 
 @pytest.mark.parametrize(

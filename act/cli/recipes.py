@@ -58,21 +58,25 @@ def _ls(args: argparse.Namespace) -> int:
     from act.recipe.load import load_recipe
     from act.recipe.paths import list_recipes
     from act.recipe.pulled import list_pulled
+    from act.share.summary import headline
 
     rows, found = [], []
     known = [(path.stem, path) for path in list_recipes()] + [(item.name, item.path) for item in list_pulled()]
     for name, path in known:
         try:
             recipe = load_recipe(path)
-            stages, about = list(recipe.strategies), recipe.description.strip().split("\n")[0]
+            stages, measured = list(recipe.strategies), headline(recipe.results)
+            about = recipe.description.strip().split("\n")[0]
         except InputError as error:
-            stages, about = [], f"cannot be used here: {error.problems[0]}"
-        rows.append([name, " + ".join(stages), about])
-        found.append({"name": name, "path": str(path), "strategies": stages, "description": about})
+            stages, measured, about = [], "", f"cannot be used here: {error.problems[0]}"
+        rows.append([name, " + ".join(stages), measured, about])
+        found.append(
+            {"name": name, "path": str(path), "strategies": stages, "measured": measured, "description": about}
+        )
     if args.json:
         print_json(found)
     else:
-        table("recipes", ["name", "strategies", "description"], rows)
+        table("recipes", ["name", "strategies", "measured", "description"], rows)
     return 0
 
 

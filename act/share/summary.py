@@ -31,6 +31,17 @@ def summary(recipe: Recipe, lock: Lock | None = None) -> list[tuple[str, str]]:
     return lines + list(_results(recipe.results))
 
 
+def headline(results: Mapping[str, Any]) -> str:
+    """What the first file of recorded `results` lost and saved; nothing if they do not say so."""
+    original, [file, *_] = results.get("baseline"), results.get("artifacts") or [{}]
+    if not isinstance(original, Mapping):  # a figure of one's own may have this name
+        return ""
+    words = [f"top1 {original['top1']:.2f} -> {file['top1']:.2f}"] if "top1" in original and "top1" in file else []
+    if original.get("bytes") and file.get("bytes"):
+        words.append(f"{original['bytes'] / file['bytes']:.1f}x smaller")
+    return ", ".join(words)
+
+
 def _model(model: ModelConfig) -> str:
     name = model.name or "none named"
     if model.checkpoint is not None:
