@@ -80,6 +80,7 @@ ACT_PROBLEMS = "act.yaml:1: Global: has no counterpart; write `model: {name:"
 # runtime and preprocessing are executed; the strategy runs the contract; an output is what its command prints, apart
 # from `...`; figures were printed by the command above them, and differ from machine to machine.
 TABLE = {
+    ("README.md", "  0:23 16 products run on integers"): "figures",
     ("README.md", "model:        {name: deit_tiny_patch16_224, checkpoint: deit"): "recipe",
     ("README.md", "from act import AutoCompression"): "api",
     ("docs/searching.md", "QuantAware.weight_bits:    {choice: [4, 8]}"): "space",
@@ -92,6 +93,7 @@ TABLE = {
     ("docs/deployment.md", "import numpy as np"): "runtime",
     ("docs/deployment.md", "import torch"): "runtime",
     ("docs/several-machines.md", "data: {batch_size: 16}"): "recipe",
+    ("docs/sharing.md", "quickstart: all 20 compared results hold"): "figures",
     (STRATEGY, STRATEGY_CODE): "strategy",
     (STRATEGY, STRATEGY_YAML): "strategy",
     (TROUBLE, "quickstart/model.onnxruntime.onnx in onnxruntime f32, batch"): "figures",
