@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from act.run.spin import COUNT, TURNS
+from act.run.spin import COUNT, TURNS, VARIABLES
 
 VARIANTS = {"OpenMP's own": {}, f"{COUNT}={TURNS}": {COUNT: str(TURNS)}}
 
@@ -45,7 +45,7 @@ def steps(model_name: str, batch: int, count: int) -> list[float]:
 
 def at_once(processes: int, variables: dict[str, str], words: list[str]) -> list[float]:
     """The seconds of all steps of so many processes at once."""
-    environment = {key: value for key, value in os.environ.items() if key != COUNT} | variables
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES} | variables
     command = [sys.executable, __file__, "--child", *words]
     started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     outputs = [process.communicate()[0] for process in started]

@@ -29,7 +29,7 @@ def rows() -> list[Any]:
 def test_readme_says_what_the_recipe_records(row: dict[str, str]) -> None:
     results = load_recipe(find_recipe(row["recipe"])).results
     if row["images"] == "Imagenette":
-        baseline, files = None, [results["imagenette"]]
+        files = [results["imagenette"]]
     else:
         baseline, files = results["baseline"], results["artifacts"]
         assert results["settings"] and results["model"] and results["data"]

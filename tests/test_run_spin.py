@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from act.run.spin import COUNT, TURNS, sleep_early
+from act.run.spin import COUNT, TURNS, VARIABLES, sleep_early
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch computes with GNU's OpenMP on Linux only")
 @pytest.mark.parametrize(("variables", "turns"), [({}, TURNS), ({COUNT: "77"}, 77)])
 def test_the_command_tells_openmp(variables: dict[str, str], turns: int) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != COUNT}
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     environment |= {"OMP_DISPLAY_ENV": "verbose", **variables}
     command = [sys.executable, "-m", "act", "nodes", "quickstart", "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ import sys
 
 COUNT = "GOMP_SPINCOUNT"
 TURNS = 1000
-_GIVEN = (COUNT, "OMP_WAIT_POLICY")
+VARIABLES = (COUNT, "OMP_WAIT_POLICY")
 
 
 def sleep_early() -> None:
@@ -22,5 +22,5 @@ def sleep_early() -> None:
 
     OpenMP reads the variable once, when torch is loaded.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in _GIVEN):
+    if "torch" not in sys.modules and not any(name in os.environ for name in VARIABLES):
         os.environ[COUNT] = str(TURNS)
