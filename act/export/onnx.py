@@ -19,6 +19,7 @@ from act.errors import ExportError, InputError
 from act.export.attention import attention_translations
 from act.export.forms import to_export_forms
 from act.export.graph import INT4, finish_graph
+from act.export.traces import traces_forgotten
 from act.models import logits
 from act.run.atomic import replacing
 
@@ -62,7 +63,7 @@ def export_onnx(
         opset = max(opset, INT4_OPSET)
     # Two images: a batch of one would be traced as a constant.
     example = torch.zeros(2, *input_size)
-    with _quiet(), torch.no_grad():
+    with traces_forgotten(), _quiet(), torch.no_grad():
         try:
             program = torch.export.export(
                 _Logits(copied), (example,), dynamic_shapes=({0: torch.export.Dim(BATCH)},), strict=False
@@ -76,6 +77,8 @@ def export_onnx(
                 custom_translation_table=attention_translations(program),
                 verbose=False,
             )
+            assert onnx_program is not None
+            proto: onnx.ModelProto = onnx_program.model_proto
         except (ExportError, InputError):
             raise
         except Exception as error:  # tracing fails in as many ways as there are models
@@ -86,8 +89,6 @@ def export_onnx(
             f"{', '.join(uncalled)}: compressed, but the model's forward does not call it (it may use the weight "
             "directly), so masks and quantisers would do nothing; leave it out of the compression (skip)"
         )
-    assert onnx_program is not None
-    proto: onnx.ModelProto = onnx_program.model_proto
     finish_graph(proto, _PREFIX, forms.buffers, BATCH)
     for key, value in {"producer": f"vitcompress {__version__}", **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
