@@ -43,5 +43,5 @@ def test_thirty_runs_leave_memory_and_files_flat(tmp_path: Path) -> None:
     print(f"MiB: {', '.join(f'{value:.0f}' for value in memory)}; files: {files}; threads: {threads}")
     assert len(set(files[SETTLED:])) == 1 and len(set(threads[SETTLED:])) == 1
     early, late = median(memory[SETTLED : SETTLED + 5]), median(memory[-5:])
-    # A run alone varies by 15 MiB, by what its data workers and threads had in use.
+    # From one run to the next the figure goes up and down by 15 MiB.
     assert late - early < 0.02 * early, f"{early:.0f} MiB after {SETTLED} runs, {late:.0f} MiB after {RUNS}"
