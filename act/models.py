@@ -17,6 +17,10 @@ from act.recipe.check import FORBIDDEN_KWARGS, unknown_model
 from act.recipe.schema import ModelConfig
 from act.run.reading import check_header
 
+# In eval mode nn.TransformerEncoderLayer and nn.MultiheadAttention would take fused code that reads the weights of
+# their layers and never calls them: masks, quantisers and hooks would do nothing, and the products not be counted.
+torch.backends.mha.set_fastpath_enabled(False)
+
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from act.layers import compressible
+from act.loose_weights import LooseWeights
 from act.strategies.base import LayerLeft, LayerPlan
 
 GLOB_FIELDS = ("include", "exclude", "wide_inputs")
@@ -33,6 +34,11 @@ class Call:
 
 def trace_calls(model: nn.Module, input_size: tuple[int, int, int]) -> list[Call]:
     """Linear and convolution layers in call order, from one forward of two images of noise."""
+    return _trace(model, input_size)[0]
+
+
+def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[list[Call], list[LayerLeft]]:
+    """The calls, and the weights that are multiplied by without one."""
     device = next(model.parameters()).device
     image = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
     seen: list[tuple[str, tuple[int, ...], Tensor, bool]] = []
@@ -48,10 +54,10 @@ def trace_calls(model: nn.Module, input_size: tuple[int, int, int]) -> list[Call
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     ]
-    training = model.training
+    training, loose = model.training, LooseWeights(model)
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), loose:
             result = model(image)
     finally:
         model.train(training)
@@ -62,15 +68,16 @@ def trace_calls(model: nn.Module, input_size: tuple[int, int, int]) -> list[Call
     for name, shape, output, sees_image in seen:
         logits = output.dim() == 2 and output.shape in ends
         last.setdefault(name, Call(name, shape, tuple(output.shape[1:]), sees_image, logits))
-    return list(last.values())
+    return list(last.values()), loose.left()
 
 
 def select_layers(
     model: nn.Module, input_size: tuple[int, int, int], include: Sequence[str], exclude: Sequence[str]
 ) -> LayerPlan:
-    """Layers called in a forward and let through by the globs; every other linear or convolution layer is `left`."""
+    """Layers called in a forward and let through by the globs; all others that multiply by a weight are `left`."""
     plan = LayerPlan()
-    calls = {call.name: call for call in trace_calls(model, input_size)}
+    traced, loose = _trace(model, input_size)
+    calls = {call.name: call for call in traced}
     for name, call in calls.items():
         if call.sees_image or call.makes_logits:
             plan.edge.add(name)
@@ -82,6 +89,7 @@ def select_layers(
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and name not in calls:
             plan.left.append(LayerLeft(name, "its forward is not called (unused, or its weight is read from outside)"))
+    plan.left += loose
     return plan
 
 

@@ -43,6 +43,15 @@ def test_auto_without_feature_info() -> None:
         last_block(nn.Sequential(nn.Linear(4, 4)))
 
 
+@pytest.mark.parametrize("names", [["layer_0", "layer_1", "layer_2"], ["first", "second", "third"]])
+def test_auto_finds_blocks_with_names(names: list[str]) -> None:
+    model = nn.Sequential()
+    model.add_module("layers", nn.Sequential(*[nn.Sequential(nn.Linear(4, 4)) for _ in names]))
+    model.layers._modules = dict(zip(names, model.layers.children(), strict=True))
+    assert last_block(model) == f"layers.{names[-1]}"
+    assert all_blocks(model) == [f"layers.{name}" for name in names]
+
+
 def test_channels_first_and_channels_last_features() -> None:
     ctx = Context(recipe=Recipe(), input_size=(3, 64, 64))
     swin = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)}

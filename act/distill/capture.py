@@ -45,8 +45,14 @@ def expand_nodes(model: nn.Module, entries: Sequence[str], where: str = "Distill
 
 def all_blocks(model: nn.Module) -> list[str]:
     """The blocks (or stages) of which `last_block` is the last, in order."""
-    stem = last_block(model).rstrip(string.digits)
-    return [name for name, _ in model.named_modules() if name != stem and name.rstrip(string.digits) == stem]
+    last = last_block(model)
+    stem = last.rstrip(string.digits)
+    if stem != last:
+        return [name for name, _ in model.named_modules() if name != stem and name.rstrip(string.digits) == stem]
+    parent, dot, _ = last.rpartition(".")  # named by words: those beside it of its kind
+    kind = type(model.get_submodule(last))
+    beside = model.get_submodule(parent).named_children()
+    return [f"{parent}{dot}{name}" for name, module in beside if isinstance(module, kind | Removed)]
 
 
 def last_block(model: nn.Module) -> str:
@@ -71,7 +77,7 @@ def last_block(model: nn.Module) -> str:
             "Distillation.node: auto finds no list of blocks here; name a module (see `vitcompress nodes MODEL`)"
         )
     last = outer[-1]
-    return f"{last}.{len(list(modules[last].children())) - 1}"
+    return f"{last}.{list(dict(modules[last].named_children()))[-1]}"
 
 
 def _matches(name: str, entry: str) -> bool:

@@ -82,7 +82,15 @@ class TransformerPrune(Strategy):
             found.append(f"damping: {config.damping}; allowed: above 0")
         return found
 
+    def unsupported(self, model: nn.Module, ctx: Context) -> str | None:
+        found = find_units(model)
+        if found.groups or found.left:
+            return None
+        return "it has no attention (with num_heads, qkv or proj) and no MLP (with fc1 and fc2) as timm's models do"
+
     def select(self, model: nn.Module, ctx: Context) -> LayerPlan:
+        if (reason := self.unsupported(model, ctx)) is not None:
+            raise InputError(f"TransformerPrune: this model cannot be narrowed: {reason}; leave TransformerPrune out")
         found = self._found(model)
         return LayerPlan(done=[group.name for group in found.groups], left=found.left)
 
