@@ -16,6 +16,7 @@ from act.hub_reach import offline_if_unreachable
 from act.recipe.check import FORBIDDEN_KWARGS, unknown_model
 from act.recipe.schema import ModelConfig
 from act.run.reading import check_header
+from act.torch_attention import with_layers
 
 # In eval mode nn.TransformerEncoderLayer and nn.MultiheadAttention would take fused code that reads the weights of
 # their layers and never calls them: masks, quantisers and hooks would do nothing, and the products not be counted.
@@ -53,7 +54,7 @@ def load_model(cfg: ModelConfig) -> nn.Module:
         ) from error
     if state is not None:
         load_strictly(model, state, cfg.checkpoint or "")
-    return model.eval()
+    return with_layers(model).eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from act.recipe.schema import ModelConfig
 from act.run.atomic import replacing, write_json
 from act.run.reading import check_contained, check_header, read_json
 from act.storage.file import PACKED_FILE, PackedFile, read_packed
+from act.torch_attention import with_layers
 
 SCHEMA = 1
 ARCH_FILE, TENSOR_FILE = "arch.json", "model.safetensors"
@@ -133,6 +134,7 @@ def _edited(arch: dict[str, Any], folder: Path, model: nn.Module | None) -> nn.M
     """`model`, or else the base model that `arch` names, after the edits."""
     if model is None:
         model = _base_model(arch["base"], folder / ARCH_FILE)
+    model = with_layers(model)
     for number, edit in enumerate(arch["edits"]):
         _apply(model, edit, f"{folder / ARCH_FILE}: edits[{number}]")
     return model

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import act
 from act import AutoCompression
 from act.analysis import analyze
 from act.context import Context
@@ -95,20 +97,33 @@ def test_structure_is_not_removed_from_unknown_blocks() -> None:
         prune.select(WithoutLayers(), Context(recipe=Recipe(), input_size=SIZE))
 
 
-def test_a_model_of_torch_blocks_is_compressed(tmp_path: Path) -> None:
+def test_a_model_of_torch_blocks_is_compressed_as_a_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    images = DataLoader(TensorDataset(torch.randn(32, *SIZE), torch.arange(32) % 5), batch_size=16)
+    model, images = TorchViT(), torch.randn(32, *SIZE)
+    loader = DataLoader(TensorDataset(images, torch.arange(32) % 5), batch_size=16)
     recipe = {
         "Distillation": {},
-        "QuantAware": {"weight_bits": 4, "activation_bits": 8},
+        "Prune": {"pattern": "2:4"},
+        "QuantAware": {"quantize_op_types": ["linear", "conv2d", "matmul"]},
         "TrainConfig": {"epochs": 1},
-        "export": {"benchmark_batches": [1]},
+        "export": {"benchmark_batches": [1], "formats": ["onnx", "packed"]},
     }
     result = AutoCompression(
-        TorchViT(), config=recipe, train_dataloader=images, eval_dataloader=images, save_dir=tmp_path / "run"
+        model, config=recipe, train_dataloader=loader, eval_dataloader=loader, save_dir=tmp_path
     ).compress()
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert result.status == "no_target"
-    assert report["artifacts"][0]["agreement_torch"] >= 99
-    left = {layer["name"] for layer in report["stages"][0]["layers_left"]}
-    assert {"encoder.layers.0.self_attn.in_proj_weight", "encoder.layers.0.self_attn.out_proj"} <= left
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert result.status == "no_target" and report["artifacts"][0]["agreement_torch"] >= 99
+    pruned, quantised = report["stages"]
+    block = {f"encoder.layers.0.{name}" for name in ("self_attn.qkv", "self_attn.proj", "linear1", "linear2")}
+    assert block <= set(pruned["layers_done"]) and block <= set(quantised["layers_done"])
+    assert not any("self_attn" in layer["name"] for stage in report["stages"] for layer in stage["layers_left"])
+    # The caller's module has its own attention still; the compressed one is rebuilt on such a module.
+    assert type(model.encoder.layers[0].self_attn) is nn.MultiheadAttention
+    rebuilt = act.load(tmp_path, TorchViT())
+    weight = rebuilt.get_submodule("encoder.layers.1.self_attn.qkv").effective_weight()
+    assert (weight.reshape(-1, 4).ne(0).sum(1) <= 2).all()
+    with torch.no_grad():
+        logits = rebuilt(images)
+    session = onnxruntime.InferenceSession(str(tmp_path / "artifact" / "model.onnx"))
+    found = session.run(None, {"images": images.numpy()})[0]
+    assert (torch.from_numpy(found).argmax(1) == logits.argmax(1)).float().mean() >= 0.95

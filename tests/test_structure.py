@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from act.edits import apply_edit
 from act.models import logits
@@ -16,6 +17,7 @@ from act.structure.axes import HEADS, HIDDEN, K, Q, V, find_tensor
 from act.structure.shrink import Maps, masked_tensors, set_tensors, shrunk_tensors
 from act.structure.units import AttentionUnits, MlpUnits, find_units
 from act.structure.width import kept_channels, residual_stream
+from act.torch_attention import with_layers
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,10 +49,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def torchvision_vit() -> nn.Module:
+    """Blocks with nn.MultiheadAttention, and with an MLP that is a sequence."""
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=48, mlp_dim=96, num_classes=10
+    )
+    return with_layers(model)
+
+
 def build(family: str) -> nn.Module:
     torch.manual_seed(0)
-    name, arguments = FAMILIES[family]
-    model: nn.Module = timm.create_model(name, num_classes=10, **arguments)
+    if family == "torchvision":
+        model = torchvision_vit()
+    else:
+        name, arguments = FAMILIES[family]
+        model = timm.create_model(name, num_classes=10, **arguments)
     with torch.no_grad():  # freshly built tables and LayerScales are zero or nearly so, and would hide errors
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -83,7 +96,7 @@ def some_units(model: nn.Module, seed: int = 1) -> tuple[Maps, dict[str, Any]]:
     return maps, edit
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "torchvision"])
 def test_removed_units_equal_masked_units(family: str) -> None:
     dense = build(family)
     found = find_units(dense)
@@ -108,7 +121,9 @@ def test_removed_units_equal_masked_units(family: str) -> None:
             assert group.hidden == edit["mlp"][group.name]
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("convnext", "pvt2 linear")])
+@pytest.mark.parametrize(
+    "family", [*(name for name in FAMILIES if name not in ("convnext", "pvt2 linear")), "torchvision"]
+)
 def test_every_family_has_its_attention(family: str) -> None:
     found = find_units(build(family))
     assert any(isinstance(group, AttentionUnits) for group in found.groups)

@@ -39,6 +39,7 @@ from act.run.skipped import note_skipped
 from act.run.stages import Session, run_stages
 from act.selection import unmatched_globs
 from act.strategies.base import Phase
+from act.torch_attention import LayeredAttention, with_layers
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -117,6 +118,8 @@ class _Run:
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
         names = [stage.name for stage in stages]
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
+        if layered := sum(isinstance(module, LayeredAttention) for module in self.original.modules()):
+            ctx.log("layers", f"{layered} nn.MultiheadAttention run as the layers qkv and proj: the same function")
         notes = list(ctx.data.notes) if ctx.data is not None else []
         for note in notes + [remark for stage in stages for remark in stage.strategy.remarks()]:
             ctx.log("warning", note)
@@ -253,7 +256,7 @@ def _frozen(model: nn.Module | None, recipe: Recipe) -> nn.Module:
     """The original: loaded, or a copy of the caller's, so that theirs stays as it is."""
     if model is not None and any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise InputError("model: has lazy parameters without a shape; call its forward once before it is compressed")
-    original = load_model(recipe.model) if model is None else copy.deepcopy(model)
+    original = load_model(recipe.model) if model is None else with_layers(copy.deepcopy(model))
     return original.eval().requires_grad_(False).to(state().device)
 
 

@@ -14,6 +14,7 @@ from act.structure.attention.base import AttentionView, attention_views, identit
 from act.structure.axes import HEADS, HIDDEN, Axis, K, Q, V, find_tensor
 
 MLP_KINDS: tuple[type[nn.Module], ...] = (Mlp, GluMlp, SwiGLU, ConvMlp, MlpWithDepthwiseConv)
+ONE_BY_ONE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Hardswish, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.Mish)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def find_units(model: nn.Module) -> Found:
         if view is not None:
             found = view.reason(module) or attention_units(model, name, view)
         elif isinstance(module, MLP_KINDS):
-            found = _mlp(name, module)
+            found = _mlp(model, name, module)
+        elif (layers := _sequence(module)) is not None:
+            found = _mlp_of(model, name, [layers[0]], layers[1])
         elif _looks_like_one(module):
             found = f"no view of {type(module).__name__} yet"
         if isinstance(found, str):
@@ -119,21 +122,39 @@ def attention_units(model: nn.Module, name: str, view: AttentionView) -> Attenti
     )
 
 
-def _mlp(name: str, module: nn.Module) -> MlpUnits | str:
+def _mlp(model: nn.Module, name: str, module: nn.Module) -> MlpUnits | str:
     if not identity(module, "norm"):
         return "its hidden units are normalised together"
-    gated = isinstance(module, GluMlp)
     writers = ["fc1_g", "fc1_x"] if isinstance(module, SwiGLU) else ["fc1"]
     through = ["dwconv"] if isinstance(module, MlpWithDepthwiseConv) else []
-    segments = (HIDDEN, HIDDEN) if gated else (HIDDEN,)
+    return _mlp_of(model, name, writers + through, "fc2", (HIDDEN,) * (2 if isinstance(module, GluMlp) else 1))
+
+
+def _mlp_of(
+    model: nn.Module, name: str, writers: list[str], reader: str, segments: tuple[str, ...] = (HIDDEN,)
+) -> MlpUnits:
+    """The units of the layers `writers` of `name`, which the layer `reader` reads."""
     axes = [
         Axis(f"{name}.{writer}.{leaf}", 0, segments)
-        for writer in writers + through
+        for writer in writers
         for leaf in ("weight", "bias")
-        if getattr(module.get_submodule(writer), leaf) is not None
+        if getattr(model.get_submodule(f"{name}.{writer}"), leaf) is not None
     ]
-    hidden = module.get_submodule("fc2").weight.shape[1]  # type: ignore[index]
-    return MlpUnits(name, (*axes, Axis(f"{name}.fc2.weight", 1, (HIDDEN,))), int(hidden), f"{name}.fc2")
+    read = Axis(f"{name}.{reader}.weight", 1, (HIDDEN,))
+    return MlpUnits(name, (*axes, read), find_tensor(model, read.tensor).shape[1], f"{name}.{reader}")
+
+
+def _sequence(module: nn.Module) -> tuple[str, str] | None:
+    """Names of the two layers of a sequence that is an MLP: as wide after as before, and one by one in between."""
+    if not isinstance(module, nn.Sequential):
+        return None
+    layers = [(name, child) for name, child in module.named_children() if isinstance(child, nn.Linear)]
+    others = [child for child in module if not isinstance(child, nn.Linear | nn.Dropout | nn.Identity)]
+    if len(layers) != 2 or len(others) != 1 or not isinstance(others[0], ONE_BY_ONE) or module[0] is not layers[0][1]:
+        return None
+    (first, wide), (second, narrow) = layers
+    whole = wide.out_features == narrow.in_features and wide.in_features == narrow.out_features
+    return (first, second) if whole else None
 
 
 def misfits(model: nn.Module, group: Group) -> list[str]:
