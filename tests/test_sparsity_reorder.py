@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from test_strategies_contract import FAMILIES, SIZE, VIT, build, context, images
+from test_structure import torchvision_vit
 from torch import nn
 
 from act.errors import InputError
@@ -45,7 +46,8 @@ def family(name: str) -> nn.Module:
     if name in FAMILIES:
         return build(name)
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=10, **MORE[name])
+    own = name == "torchvision"
+    model = torchvision_vit() if own else timm.create_model(name, num_classes=10, **MORE[name])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -56,7 +58,7 @@ def products(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *MORE])
+@pytest.mark.parametrize("name", [*FAMILIES, *MORE, "torchvision"])
 def test_any_order_of_a_proved_group_leaves_the_function(name: str) -> None:
     model = family(name)
     groups, reasons = reorderable(model, products(model), 2, SIZE)
@@ -70,6 +72,7 @@ def test_any_order_of_a_proved_group_leaves_the_function(name: str) -> None:
         torch.testing.assert_close(logits(model(images())), before, rtol=1e-5, atol=1e-5)
         double = model.double()
         torch.testing.assert_close(logits(double(images().double())), exact, rtol=1e-10, atol=1e-10)
+    assert {"hidden", "value"} <= {group.kind for group in groups} or name != "torchvision"
     assert (name in ONE_WIDTH) == (groups[-1].kind == RESIDUAL) == ("residual stream" not in reasons)
 
 

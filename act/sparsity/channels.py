@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from act.models import logits
+from act.structure.units import mlp_sequence
 
 HIDDEN, VALUE, RESIDUAL = "hidden", "value", "residual"
 _TOLERANCE = 1e-3  # of the spread of the logits, in float32; a channel out of place costs 1e-2 and more
@@ -129,7 +130,16 @@ def _random_order(group: ChannelGroup, generator: torch.Generator) -> Tensor:
 
 
 def _hidden(name: str, module: nn.Module) -> ChannelGroup | None:
-    """The hidden units of a module with fc1 (or a gated pair of layers) and fc2: rows of all before, columns of fc2."""
+    """The hidden units of a module with fc1 (or a gated pair of layers) and fc2: rows of all before, columns of fc2.
+
+    Or of a sequence of two layers.
+    """
+    if (layers := mlp_sequence(module)) is not None:
+        first, last = (_join(name, layer) for layer in layers)
+        writer = module.get_submodule(layers[0])
+        rows = [Segment(f"{first}.{leaf}", 0) for leaf in ("weight", "bias") if getattr(writer, leaf) is not None]
+        size = len(writer.get_parameter("weight"))
+        return ChannelGroup(name, HIDDEN, size, size, (Segment(f"{last}.weight", 1), *rows), (last,))
     fc2 = getattr(module, "fc2", None)
     if not _is_product(fc2) or not any(hasattr(module, first) for first in ("fc1", "fc1_g")):
         return None

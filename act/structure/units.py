@@ -88,7 +88,7 @@ def find_units(model: nn.Module) -> Found:
             found = view.reason(module) or attention_units(model, name, view)
         elif isinstance(module, MLP_KINDS):
             found = _mlp(model, name, module)
-        elif (layers := _sequence(module)) is not None:
+        elif (layers := mlp_sequence(module)) is not None:
             found = _mlp_of(model, name, [layers[0]], layers[1])
         elif _looks_like_one(module):
             found = f"no view of {type(module).__name__} yet"
@@ -144,7 +144,7 @@ def _mlp_of(
     return MlpUnits(name, (*axes, read), find_tensor(model, read.tensor).shape[1], f"{name}.{reader}")
 
 
-def _sequence(module: nn.Module) -> tuple[str, str] | None:
+def mlp_sequence(module: nn.Module) -> tuple[str, str] | None:
     """Names of the two layers of a sequence that is an MLP: as wide after as before, and one by one in between."""
     if not isinstance(module, nn.Sequential):
         return None
