@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from act.adopt import ready
 from act.edits import apply_edit
 from act.errors import InputError
 from act.models import load_model
@@ -26,7 +27,6 @@ from act.recipe.schema import ModelConfig
 from act.run.atomic import replacing, write_json
 from act.run.reading import check_contained, check_header, read_json
 from act.storage.file import PACKED_FILE, PackedFile, read_packed
-from act.torch_attention import with_layers
 
 SCHEMA = 1
 ARCH_FILE, TENSOR_FILE = "arch.json", "model.safetensors"
@@ -132,9 +132,7 @@ def unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 def _edited(arch: dict[str, Any], folder: Path, model: nn.Module | None) -> nn.Module:
     """`model`, or else the base model that `arch` names, after the edits."""
-    if model is None:
-        model = _base_model(arch["base"], folder / ARCH_FILE)
-    model = with_layers(model)
+    model = _base_model(arch["base"], folder / ARCH_FILE) if model is None else ready(model)
     for number, edit in enumerate(arch["edits"]):
         _apply(model, edit, f"{folder / ARCH_FILE}: edits[{number}]")
     return model

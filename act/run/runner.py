@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
+from act.adopt import adopted, remarks
 from act.automatic import choose_strategies
 from act.context import Context
 from act.data.bundle import DataBundle
@@ -39,7 +38,6 @@ from act.run.skipped import note_skipped
 from act.run.stages import Session, run_stages
 from act.selection import unmatched_globs
 from act.strategies.base import Phase
-from act.torch_attention import LayeredAttention, with_layers
 
 if TYPE_CHECKING:
     from act.recipe.schema import Recipe
@@ -91,8 +89,8 @@ def run(
         for reason in chosen.reasons if chosen is not None else []:
             ctx.log("chosen", f"chosen: {reason}")
         try:
-            own, weights = model is not None, inputs["model"]
-            return _Run(recipe, target, ctx, original, own, preprocess, eval_callback, weights).result(stages)
+            started = _Run(recipe, target, ctx, original, model, preprocess, eval_callback, inputs["model"])
+            return started.result(stages)
         except BaseException as error:
             fault = as_fault(error)
             with suppress(StorageError):  # the disk may be what failed
@@ -108,7 +106,7 @@ class _Run:
     folder: RunFolder
     ctx: Context
     original: nn.Module
-    own_model: bool
+    given: nn.Module | None  # the caller's
     preprocess: Preprocess
     callback: Callback | None
     weights: str  # hash of the original's
@@ -118,8 +116,8 @@ class _Run:
         recipe, ctx, folder = self.recipe, self.ctx, self.folder
         names = [stage.name for stage in stages]
         ctx.log("run", f"{recipe.name} in {folder.path}", recipe_hash=recipe_hash(recipe), stages=names)
-        if layered := sum(isinstance(module, LayeredAttention) for module in self.original.modules()):
-            ctx.log("layers", f"{layered} nn.MultiheadAttention run as the layers qkv and proj: the same function")
+        for remark in remarks(self.given, self.original):
+            ctx.log("model", f"model: {remark}")
         notes = list(ctx.data.notes) if ctx.data is not None else []
         for note in notes + [remark for stage in stages for remark in stage.strategy.remarks()]:
             ctx.log("warning", note)
@@ -187,7 +185,7 @@ class _Run:
 
     def source(self) -> dict[str, Any] | None:
         """What arch.json says of the base model; None for a caller's module, which they have to bring again."""
-        if self.own_model:
+        if self.given is not None:
             return None
         cfg = self.recipe.model
         classes = cfg.num_classes if cfg.num_classes is not None else getattr(self.original, "num_classes", None)
@@ -254,9 +252,7 @@ def told(recipe: Recipe) -> tuple[str, str]:
 
 def _frozen(model: nn.Module | None, recipe: Recipe) -> nn.Module:
     """The original: loaded, or a copy of the caller's, so that theirs stays as it is."""
-    if model is not None and any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise InputError("model: has lazy parameters without a shape; call its forward once before it is compressed")
-    original = load_model(recipe.model) if model is None else with_layers(copy.deepcopy(model))
+    original = load_model(recipe.model) if model is None else adopted(model)
     return original.eval().requires_grad_(False).to(state().device)
 
 
