@@ -27,7 +27,8 @@ def adopted(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(own)
     except Exception as error:  # as many ways as there are objects that a module can hold
-        raise InputError(f"model: cannot be copied with copy.deepcopy: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model: cannot be copied with copy.deepcopy: {reason}") from error
     return ready(copied)
 
 
