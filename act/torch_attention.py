@@ -62,8 +62,9 @@ class LayeredAttention(nn.Module):
         # Layers are compressed for what called them when they were found: never this.
         if type(self.qkv) is not nn.Linear:
             raise InputError("model: calls a compressed nn.MultiheadAttention with one input and with several")
-        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
-        return tuple(F.linear(*given) for given in zip(inputs, self.qkv.weight.chunk(3), biases, strict=True))
+        weights = self._split(self.qkv.weight.t())
+        biases = (None,) * 3 if self.qkv.bias is None else self._split(self.qkv.bias)
+        return tuple(F.linear(x, w.t(), b) for x, w, b in zip(inputs, weights, biases, strict=True))
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
         return qkv.chunk(3, -1)

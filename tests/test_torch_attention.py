@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from act.edits import apply_edit
 from act.torch_attention import LayeredAttention, with_layers
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 5, 12, 3
@@ -81,3 +82,12 @@ def test_hooks_and_subclasses_are_left_as_they_are() -> None:
     hooked.register_forward_hook(lambda module, inputs, output: output)
     model = with_layers(nn.Sequential(hooked, derived))
     assert list(model) == [hooked, derived]
+
+
+def test_a_cut_attention_takes_one_input_and_several_alike() -> None:
+    _, layered = _pair(batch_first=True)
+    model = nn.Sequential(layered)
+    apply_edit(model, {"op": "shrink", "attention": {"0": {"heads": 2, "qk": 3, "v": 2}}, "mlp": {}})
+    assert layered.qkv.weight.shape == (2 * (3 + 3 + 2), WIDTH) and layered.proj.weight.shape == (WIDTH, 2 * 2)
+    x = torch.randn(BATCH, TOKENS, WIDTH).double()
+    torch.testing.assert_close(layered(x, x, x)[0], layered(x, x.clone(), x.clone())[0])
