@@ -97,6 +97,15 @@ def test_structure_is_not_removed_from_unknown_blocks() -> None:
         prune.select(WithoutLayers(), Context(recipe=Recipe(), input_size=SIZE))
 
 
+def test_an_attention_without_a_view_is_left_with_the_reason() -> None:
+    hiera = {"img_size": 32, "embed_dim": 24, "num_heads": 1, "stages": (1, 1), "q_pool": 1, "num_classes": 5}
+    model = timm.create_model("hiera_tiny_224", patch_kernel=(7, 7), patch_stride=(4, 4), **hiera)
+    plan = TransformerPrune(TransformerPrune.Config()).select(model, Context(recipe=Recipe(), input_size=SIZE))
+    assert set(plan.done) == {"blocks.0.mlp", "blocks.1.mlp"}
+    reasons = {layer.name: layer.reason for layer in plan.left}
+    assert reasons == {f"blocks.{block}.attn": "no view of MaskUnitAttention yet" for block in (0, 1)}
+
+
 def test_a_model_of_torch_blocks_is_compressed_as_a_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = TorchViT(), torch.randn(32, *SIZE)

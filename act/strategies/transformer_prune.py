@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from act.analysis import analyze
 from act.errors import InputError
 from act.strategies.base import Invariant, LayerLeft, LayerPlan, Phase, Strategy
 from act.structure.importance import CRITERIA
@@ -92,7 +93,15 @@ class TransformerPrune(Strategy):
         if (reason := self.unsupported(model, ctx)) is not None:
             raise InputError(f"TransformerPrune: this model cannot be narrowed: {reason}; leave TransformerPrune out")
         found = self._found(model)
-        return LayerPlan(done=[group.name for group in found.groups], left=found.left)
+        known = {entry.name for entry in (*found.groups, *found.left)}
+        products = analyze(model, ctx.input_size).products  # those of two activations are an attention's
+        unknown = dict.fromkeys(p.module for p in products if not p.weighted and p.kind != "merge")
+        left = [
+            LayerLeft(name, f"no view of {type(model.get_submodule(name)).__name__} yet")
+            for name in unknown
+            if name not in known
+        ]
+        return LayerPlan(done=[group.name for group in found.groups], left=found.left + left)
 
     def prepare(self, model: nn.Module, ctx: Context) -> None:
         from act.structure.prune import prune_structure
