@@ -112,4 +112,5 @@ def _sparse_reason(target: TargetConfig) -> str | None:
 
 def _prunable(model: nn.Module, recipe: Recipe, input_size: tuple[int, int, int]) -> bool:
     cls = load_strategies()["TransformerPrune"]
-    return bool(cls(cls.Config()).select(model, Context(recipe, input_size)).done)
+    strategy, ctx = cls(cls.Config()), Context(recipe, input_size)
+    return strategy.unsupported(model, ctx) is None and bool(strategy.select(model, ctx).done)
