@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from act.folding import number_of
 from act.models import taking
 from act.tokens.blocks import TokenMerge
 
@@ -258,7 +259,7 @@ def _blocks(products: Iterable[Product]) -> list[str]:
     found = []
     for name in attentions:
         parts = name.split(".")
-        prefixes = [".".join(parts[: end + 1]) for end, part in enumerate(parts) if part.isdecimal()]
+        prefixes = [".".join(parts[: end + 1]) for end, part in enumerate(parts) if number_of(part)]
         alone = [prefix for prefix in prefixes if sum(_within(other, [prefix]) != "" for other in attentions) == 1]
         found += alone[:1]
     return found

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_NUMBERED = re.compile(r"(?:.*_)?([0-9]+)")  # blocks.0 of timm, layers.encoder_layer_0 of torchvision
+
+
+def number_of(part: str) -> str:
+    """The number that a part of a module's name is, or ends in after an underscore; '' for none."""
+    found = _NUMBERED.fullmatch(part)
+    return found[1] if found else ""
 
 
 def shorten(names: Iterable[str]) -> str:

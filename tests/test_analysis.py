@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from export_support import SIZE, VIT, base_model, compressed, linear_names, quantize_edit, standard_edits
+from test_structure import torchvision_vit
 from torch import nn
 
 from act.analysis import Analysis, analyze
@@ -86,6 +87,13 @@ def test_other_families(name: str) -> None:
     heads = [product.module for product in found.products if product.kind == "head"]
     assert heads == (["head.fc"] if name.startswith("swin") else ["head", "head_dist"])
     assert sum(product.params for product in found.products) < found.params
+
+
+def test_blocks_of_torchvision() -> None:
+    found = analyze(torchvision_vit(), (3, 32, 32))
+    kinds = ["qkv", "qk^T", "av", "proj", "fc1", "fc2"]
+    expected = [(f"encoder.layers.encoder_layer_{block}", kind) for block in (0, 1) for kind in kinds]
+    assert [(p.block, p.kind) for p in found.products] == [("", "patch_embed"), *expected, ("", "head")]
 
 
 def test_bits_and_density_of_a_compressed_model() -> None:

@@ -14,7 +14,7 @@ from act.run.page import render
 from act.run.page.curves import loss_series, trained
 from act.run.page.document import document
 from act.run.page.parts import duration
-from act.run.page.plots import ticks
+from act.run.page.plots import line, ticks
 from act.run.page.scatter import points_of, relative_points
 from act.run.page.summary import comparison, verdict
 
@@ -59,6 +59,11 @@ def test_the_verdict_comes_first_and_sections_without_content_are_left_out() -> 
     check_whole(page)
     assert not any(word in page for word in (">Attempts<", ">Layers<", ">Training<"))
     assert "The recipe sets no goal." in page
+
+
+def test_a_curve_of_one_point_is_a_dot() -> None:
+    assert line([(3.0, 4.0)], "red", title="loss").startswith('<circle cx="3.0" cy="4.0"')
+    assert line([(3.0, 4.0), (5.0, 6.0)], "red").startswith("<polyline")
 
 
 def test_curves_are_those_of_the_models_that_the_report_is_on() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from act.folding import number_of
 from act.run.page.parts import Number, details, table
 from act.run.page.plots import WIDTH, figure, text
 
@@ -131,7 +132,7 @@ def _cell(own: Sequence[Entry], value: Value, x: float, top: float, width: float
 
 def _number(block: str) -> str:
     """The numbers in a block's name: layers.1.blocks.0 is 1.0."""
-    return ".".join(part for part in block.split(".") if part.isdecimal())
+    return ".".join(filter(None, map(number_of, block.split("."))))
 
 
 def _table(entries: Sequence[Entry]) -> str:

@@ -61,7 +61,10 @@ def text(x: float, y: float, words: str, anchor: str = "start", css: str = "soft
 def line(
     points: Iterable[tuple[float, float]], colour: str, dash: str = "", width: float = 1.8, title: str = ""
 ) -> str:
-    """A line through points of the drawing; `title` shows where it is pointed at."""
+    """A line through points of the drawing, a dot for one alone; `title` shows where it is pointed at."""
+    points = list(points)
+    if len(points) == 1:
+        return mark("disc", *points[0], colour, title, size=3.0)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     said = f"<title>{escape(title)}</title>" if title else ""
