@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,15 +78,18 @@ def with_layers(model: nn.Module) -> nn.Module:
     Left as they are: subclasses, those with hooks, with keys or values of another width, and with added keys.
     """
     if _can_be(model):
-        return LayeredAttention(model)  # type: ignore[arg-type]
+        return LayeredAttention(model)
+    made: dict[nn.Module, LayeredAttention] = {}  # one that is used in several places stays one
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if _can_be(child):
-                setattr(parent, name, LayeredAttention(child))  # type: ignore[arg-type]
+        for name, child in list(parent._modules.items()):
+            if child is not None and _can_be(child):
+                if child not in made:
+                    made[child] = LayeredAttention(child)
+                setattr(parent, name, made[child])
     return model
 
 
-def _can_be(module: nn.Module) -> bool:
+def _can_be(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     if type(module) is not nn.MultiheadAttention or module._forward_hooks or module._forward_pre_hooks:
         return False
     added = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn

@@ -91,3 +91,9 @@ def test_a_cut_attention_takes_one_input_and_several_alike() -> None:
     assert layered.qkv.weight.shape == (2 * (3 + 3 + 2), WIDTH) and layered.proj.weight.shape == (WIDTH, 2 * 2)
     x = torch.randn(BATCH, TOKENS, WIDTH).double()
     torch.testing.assert_close(layered(x, x, x)[0], layered(x, x.clone(), x.clone())[0])
+
+
+def test_one_used_in_several_places_stays_one() -> None:
+    shared = nn.MultiheadAttention(WIDTH, HEADS)
+    model = with_layers(nn.ModuleDict({"a": nn.Sequential(shared, shared), "b": nn.Sequential(shared)}))
+    assert model["a"][0] is model["a"][1] is model["b"][0] and type(model["b"][0]) is LayeredAttention
