@@ -20,9 +20,10 @@ def shorten(names: Iterable[str]) -> str:
     for name in names:
         parts = name.split(".")
         # The last number is the position in its stage; earlier ones (Swin's stages) stay written out.
-        at = max((index for index, part in enumerate(parts) if part.isdecimal()), default=None)
-        key = name if at is None else ".".join([*parts[:at], "*", *parts[at + 1 :]])
-        found.setdefault(key, []).extend([] if at is None else [int(parts[at])])
+        at = max((index for index, part in enumerate(parts) if number_of(part)), default=None)
+        number = "" if at is None else number_of(parts[at])
+        key = name if at is None else ".".join([*parts[:at], parts[at].removesuffix(number) + "*", *parts[at + 1 :]])
+        found.setdefault(key, []).extend([int(number)] if number else [])
     return ", ".join(key.replace("*", _span(numbers)) if numbers else key for key, numbers in found.items())
 
 

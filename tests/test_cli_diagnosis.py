@@ -53,6 +53,7 @@ def test_processor_flags() -> None:
 
 def test_folded_names() -> None:
     names = ["patch_embed.proj", *(f"blocks.{index}.fc" for index in range(12)), "head"]
+    assert shorten(f"layers.encoder_layer_{block}.mlp" for block in range(2)) == "layers.encoder_layer_{0-1}.mlp"
     assert shorten(names) == "patch_embed.proj, blocks.{0-11}.fc, head"
     assert (
         shorten(["layers.0.blocks.0.x", "layers.0.blocks.1.x", "layers.1.blocks.0.x"])

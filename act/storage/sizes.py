@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from act.folding import number_of
 from act.rebuild import unique_tensors
 from act.storage.file import PACKED_FILE, PackedFile, part_names, scale_name
 from act.storage.layout import Layout
@@ -88,7 +89,7 @@ def _ratio(layouts: dict[str, Layout], more: int = 0) -> float | None:
 
 
 def _weight_part(layer: str, layout: Layout) -> str:
-    numbered = any(word.isdecimal() for word in layer.split("."))
+    numbered = any(map(number_of, layer.split(".")))
     return layout.label() if numbered else f"{layout.label()}: {layer}"
 
 
